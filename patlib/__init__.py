@@ -1,0 +1,25 @@
+"""patlib: losses, networks, data and training for long-tailed semantic segmentation.
+
+An open reproduction of *PAT: Pixel-wise Adaptive Training for Long-tailed Segmentation*.
+"""
+
+import importlib
+from importlib.metadata import version
+
+__version__ = version("patlib")
+__all__ = ["RunConfig", "RunRecord", "load_model", "predict", "train"]
+
+_HOME = {
+    "RunConfig": "patlib.config",
+    "RunRecord": "patlib.records",
+    "load_model": "patlib.prediction",
+    "predict": "patlib.prediction",
+    "train": "patlib.training",
+}
+
+
+def __getattr__(name: str):
+    # On demand: who only wants a loss does not wait for Lightning to be imported.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'patlib' has no attribute {name!r}")

@@ -1,0 +1,84 @@
+"""Data sets: images and long-tailed masks, read from their official layouts or drawn."""
+
+import inspect
+from pathlib import Path
+
+import torch
+
+from patlib.data.cache import Arrays, load_arrays
+from patlib.data.camvid import CamVid
+from patlib.data.dataset import IGNORE_INDEX, SegmentationDataset, check_choice
+from patlib.data.oxford_pet import OxfordPet
+from patlib.data.synthetic_dataset import Synthetic
+
+__all__ = [
+    "DATASETS",
+    "IGNORE_INDEX",
+    "Arrays",
+    "CamVid",
+    "OxfordPet",
+    "SegmentationDataset",
+    "Synthetic",
+    "build_dataset",
+    "check_data_params",
+    "count_classes",
+    "load_arrays",
+]
+
+DATASETS = {dataset.name: dataset for dataset in (Synthetic, OxfordPet, CamVid)}
+
+
+def build_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    image_size: tuple[int, int] | None = None,
+    split_scheme: str = "official",
+    void: str = "ignore",
+    **params,
+) -> SegmentationDataset:
+    """One split of a data set by its name: ``image, target = build_dataset("camvid", root)[0]``.
+
+    Args:
+        name: ``"synthetic"`` (drawn, needs no root), ``"oxford_pet"`` or ``"camvid"``.
+        root, split, image_size, split_scheme, void: see :class:`SegmentationDataset`.
+        **params: of the data set itself, see its class (``synthetic``: ``num_classes``,
+            ``imbalance``, ``rare_size``, ``scene_seed``).
+
+    Raises:
+        ValueError, FileNotFoundError: see :class:`SegmentationDataset`; unknown names and
+            parameters are named.
+    """
+    check_data_params(name, params)
+    return DATASETS[name](root, split, image_size, split_scheme, void, **params)
+
+
+def check_data_params(name: str, params: dict) -> None:
+    """Raise ValueError for an unknown data set, or for a parameter that it does not have."""
+    check_choice("dataset", name, tuple(DATASETS))
+    shared = inspect.signature(SegmentationDataset).parameters
+    allowed = [p for p in inspect.signature(DATASETS[name]).parameters if p not in shared]
+    for param in params:
+        if param not in allowed:
+            raise ValueError(
+                f"the data set {name!r} has no parameter {param!r}; "
+                f"it has {', '.join(allowed) or 'none'}"
+            )
+
+
+def count_classes(dataset: SegmentationDataset | Arrays, num_classes: int | None = None):
+    """Valid pixels of each class in a data set: what ``class_counts`` of a loss wants.
+
+    Args:
+        dataset: a data set, or its arrays together with ``num_classes``.
+
+    Returns:
+        int64 (L,) tensor of pixels. Ignored pixels are not counted.
+    """
+    if isinstance(dataset, SegmentationDataset):
+        num_classes = dataset.num_classes
+        dataset = load_arrays(dataset)
+    counts = torch.zeros(256, dtype=torch.int64)
+    for mask in dataset.masks:  # by image, so that a mapped array is never in memory as a whole
+        counts += torch.bincount(torch.as_tensor(mask.ravel().copy()), minlength=256)
+    return counts[:num_classes]

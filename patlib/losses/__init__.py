@@ -1,0 +1,90 @@
+"""The losses of the paper's tables: each a function, a `torch.nn.Module`, and a name.
+
+All are called like `torch.nn.CrossEntropyLoss`: `loss(logits, target)`, with logits
+(B, L, *spatial) of any floating type and target (B, *spatial) int64, 255 being ignored.
+"""
+
+import inspect
+
+from torch import nn
+
+from ._core import check_class_counts, check_integer
+from .blv import BLVLoss, blv_loss
+from .bms import BMSLoss, bms_loss
+from .cb import CBLoss, cb_loss
+from .cb_focal import CBFocalLoss, cb_focal_loss
+from .ce import CELoss, ce_loss
+from .focal import FocalLoss, focal_loss
+from .ldam import LDAMLoss, ldam_loss
+from .pat import PATLoss, pat_loss
+
+__all__ = [
+    "LOSSES",
+    "BLVLoss",
+    "BMSLoss",
+    "CBFocalLoss",
+    "CBLoss",
+    "CELoss",
+    "FocalLoss",
+    "LDAMLoss",
+    "PATLoss",
+    "blv_loss",
+    "bms_loss",
+    "build_loss",
+    "cb_focal_loss",
+    "cb_loss",
+    "ce_loss",
+    "focal_loss",
+    "ldam_loss",
+    "pat_loss",
+]
+
+_MODULES = {
+    "ce": CELoss,
+    "focal": FocalLoss,
+    "cb": CBLoss,
+    "cb_focal": CBFocalLoss,
+    "bms": BMSLoss,
+    "ldam": LDAMLoss,
+    "blv": BLVLoss,
+    "pat": PATLoss,
+}
+LOSSES = tuple(_MODULES)
+
+
+def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.Module:
+    """Return the loss of that name as a Module.
+
+    Args:
+        name: one of `LOSSES`.
+        num_classes: L; logits with another number of channels are refused.
+        class_counts: valid pixels per class of the training set, (L,), as
+            `patlib.data.count_classes(dataset)` gives them. Needed by cb, cb_focal, bms, ldam and
+            blv; the others accept and ignore them, so that they can always be passed.
+        params: parameters of the loss, as its Module takes them, e.g. `temperature=20.0`.
+
+    Raises:
+        ValueError: unknown name; class_counts missing where needed, or not L finite numbers >= 0;
+            a parameter of the wrong type or out of bounds.
+        TypeError: a parameter that the loss does not have.
+
+    >>> build_loss("pat", num_classes=13, temperature=5)
+    PATLoss(num_classes=13, ignore_index=255, reduction='mean', temperature=5.0, epsilon=0.0, \
+size_exponent=1.0, weight='beta', normalize='images', detach=False)
+    """
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}, must be one of {', '.join(LOSSES)}")
+    num_classes = check_integer("num_classes", num_classes, minimum=1)
+    module = _MODULES[name]
+    accepted = set(inspect.signature(module).parameters)
+    if "class_counts" in accepted:
+        given = {"class_counts": check_class_counts(class_counts, num_classes)}
+    else:
+        given = {"num_classes": num_classes}
+    allowed = sorted(accepted - given.keys())
+    for param in params:
+        if param not in allowed:
+            raise TypeError(
+                f"loss {name!r} has no parameter {param!r}, it has {', '.join(allowed)}"
+            )
+    return module(**given, **params)

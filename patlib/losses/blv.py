@@ -1,0 +1,143 @@
+"""Balancing logit variation."""
+
+import torch
+from torch import Tensor
+
+from ._core import (
+    PixelLoss,
+    check_choice,
+    check_class_counts,
+    check_number,
+    per_channel,
+    prepare,
+    reduce,
+    true_class_log_prob,
+)
+
+NOISES = ("gaussian", "uniform", "xavier")
+
+
+def blv_variation(class_counts) -> Tensor:
+    """Share of the noise that each class gets, f_c / max f: float64 (L,), on the CPU.
+
+        f_c = log Σ n - log n_c
+
+    so the rarest class gets 1 (all get 0 if there is only one class).
+
+    Args:
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1.
+
+    Raises:
+        ValueError: counts missing, negative or not finite.
+
+    Source: Wang et al., CVPR 2023.
+    """
+    counts = check_class_counts(class_counts)
+    rarity = counts.sum().log() - counts.log()
+    # With a single class the largest f is 0.
+    return rarity / rarity.max().clamp_min(torch.finfo(rarity.dtype).tiny)
+
+
+def check_noise(noise, sigma) -> float:
+    check_choice("noise", noise, NOISES)
+    return check_number("sigma", sigma, minimum=0)
+
+
+def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
+    """One number for each logit, from PyTorch's global generator of the logits' device."""
+    if noise == "uniform":
+        return torch.empty_like(logits, requires_grad=False).uniform_(-sigma, sigma)
+    if noise == "xavier":
+        # Xavier's normal initialisation, variance 2 / (fan_in + fan_out), of an L x L matrix.
+        sigma = logits.shape[1] ** -0.5
+    return torch.randn_like(logits, requires_grad=False) * sigma
+
+
+def varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction) -> Tensor:
+    logits, valid = prepare(logits, target, ignore_index, reduction, len(variation))
+    if training:
+        size = draw_noise(logits, noise, sigma).clamp_(-1, 1).abs_()
+        logits = logits + size * per_channel(variation, logits)
+    log_p = true_class_log_prob(logits, target, ignore_index)
+    return reduce(-log_p, valid, reduction)
+
+
+def blv_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_counts,
+    *,
+    noise: str = "gaussian",
+    sigma: float = 0.5,
+    training: bool = True,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Balancing logit variation: cross-entropy of x_c + |clamp(δ, -1, 1)| · f_c / max f.
+
+    f_c = log Σ n - log n_c, with n_c the number of pixels of class c in the training set, and δ a
+    fresh random number for each logit: the rarer the class, the more its logits vary. Only in
+    training; otherwise it is cross-entropy.
+
+    The noise comes from PyTorch's global generator of the logits' device (`torch.manual_seed`).
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
+            training loop use the Module, which makes f only once.
+        noise: δ is "gaussian", normal with standard deviation sigma; "uniform" on
+            [-sigma, sigma]; or "xavier", normal with variance 2 / (2L), which does not use sigma.
+            The PAT paper names a Xavier noise without defining it: this is our reading.
+        sigma: spread of δ, in logits, >= 0.
+        training: whether to add the noise. The Module passes its own mode.
+        ignore_index: label of the pixels to leave out.
+        reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
+            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+
+    Raises:
+        ValueError: counts missing, negative, not finite or not L; an unknown noise; sigma
+            negative or not finite; shapes, types or labels other than these.
+
+    Source: Wang et al., "Balancing Logit Variation for Long-tailed Semantic Segmentation",
+    CVPR 2023.
+    """
+    sigma = check_noise(noise, sigma)
+    variation = blv_variation(class_counts)
+    return varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction)
+
+
+class BLVLoss(PixelLoss):
+    """Balancing logit variation as a Module: see `blv_loss`. Noise in training mode only.
+
+    >>> import torch
+    >>> from patlib.losses import BLVLoss
+    >>> logits = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    >>> target = torch.randint(4, (2, 8, 8))
+    >>> loss = BLVLoss(class_counts=[9_000, 900, 90, 9], noise="gaussian", sigma=0.5)
+    >>> loss(logits, target) == loss(logits, target)  # in training mode: other noise
+    tensor(False)
+    >>> loss.eval()(logits, target) == loss(logits, target)
+    tensor(True)
+    """
+
+    def __init__(
+        self, class_counts, noise="gaussian", sigma=0.5, *, ignore_index=255, reduction="mean"
+    ):
+        variation = blv_variation(class_counts)
+        super().__init__(num_classes=len(variation), ignore_index=ignore_index, reduction=reduction)
+        self.noise = noise
+        self.sigma = check_noise(noise, sigma)
+        self.register_buffer("variation", variation, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return varied_ce(
+            logits,
+            target,
+            self.variation,
+            self.noise,
+            self.sigma,
+            self.training,
+            self.ignore_index,
+            self.reduction,
+        )

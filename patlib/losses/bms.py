@@ -1,0 +1,77 @@
+"""Balanced softmax."""
+
+from torch import Tensor
+
+from ._core import (
+    PixelLoss,
+    check_class_counts,
+    per_channel,
+    prepare,
+    reduce,
+    true_class_log_prob,
+)
+
+
+def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Tensor:
+    logits, valid = prepare(logits, target, ignore_index, reduction, len(log_counts))
+    balanced = logits + per_channel(log_counts, logits)
+    log_p = true_class_log_prob(balanced, target, ignore_index)
+    return reduce(-log_p, valid, reduction)
+
+
+def bms_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_counts,
+    *,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Balanced softmax: cross-entropy of the logits x_c + log n_c.
+
+        -log( n_y exp(x_y) / Σ_c n_c exp(x_c) )
+
+    with y the pixel's true class and n_c the number of pixels of class c in the training set. The
+    prior of the classes is added in training only, so that the plain logits predict as if all
+    classes were equally frequent. (The meta sampler of the original is not part of it.)
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. Only
+            their ratios matter.
+        ignore_index: label of the pixels to leave out.
+        reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
+            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+
+    Raises:
+        ValueError: counts missing, negative, not finite or not L; shapes, types or labels other
+            than these.
+
+    Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
+    """
+    log_counts = check_class_counts(class_counts).log()
+    return balanced_softmax(logits, target, log_counts, ignore_index, reduction)
+
+
+class BMSLoss(PixelLoss):
+    """Balanced softmax as a Module: see `bms_loss`.
+
+    >>> import torch
+    >>> from patlib.losses import BMSLoss
+    >>> logits = torch.zeros(1, 2, 1, 2, requires_grad=True)
+    >>> target = torch.tensor([[[0, 1]]])
+    >>> loss = BMSLoss(class_counts=[9_000, 1_000], reduction="none")
+    >>> [round(value, 4) for value in loss(logits, target).flatten().tolist()]  # -log 0.9, -log 0.1
+    [0.1054, 2.3026]
+    """
+
+    def __init__(self, class_counts, *, ignore_index=255, reduction="mean"):
+        log_counts = check_class_counts(class_counts).log()
+        super().__init__(
+            num_classes=len(log_counts), ignore_index=ignore_index, reduction=reduction
+        )
+        self.register_buffer("log_counts", log_counts, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return balanced_softmax(logits, target, self.log_counts, self.ignore_index, self.reduction)

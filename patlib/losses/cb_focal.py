@@ -1,0 +1,80 @@
+"""Class-balanced focal loss."""
+
+from torch import Tensor
+
+from ._core import PixelLoss, per_pixel, prepare, reduce, true_class_log_prob
+from .cb import cb_weights
+from .focal import check_gamma, focal
+
+
+def weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction) -> Tensor:
+    logits, valid = prepare(logits, target, ignore_index, reduction, len(class_weights))
+    log_p = true_class_log_prob(logits, target, ignore_index)
+    weight = per_pixel(class_weights, logits, target, valid)
+    return reduce(weight * focal(log_p, gamma), valid, reduction)
+
+
+def cb_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_counts,
+    *,
+    gamma: float = 2.0,
+    beta: float | None = None,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Class-balanced focal loss: w_y · (1 - p)^γ · (-log p), with the weights w of `cb_loss`.
+
+    p is the softmax probability of the pixel's true class y; w_c ∝ (1 - b) / (1 - b^n_c),
+    Σ w_c = L. γ = 0 is `cb_loss`.
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
+            training loop use the Module, which makes the weights only once.
+        gamma: the focusing exponent γ >= 0, without unit.
+        beta: b, in [0, 1); None for (N - 1) / N, with N = Σ n_c; see `cb_loss`.
+        ignore_index: label of the pixels to leave out.
+        reduction: "mean", the sum of the weighted losses divided by the number of valid pixels of
+            the batch (0 if it has none), not by the sum of their weights; the "sum"; or "none":
+            one weighted value a pixel, (B, *spatial), 0 at ignored ones.
+
+    Raises:
+        ValueError: counts missing, negative, not finite or not L; γ negative or not finite; beta
+            outside [0, 1); shapes, types or labels other than these.
+
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, on
+    the focal loss of Lin et al., ICCV 2017 (softmax form).
+    """
+    gamma = check_gamma(gamma)
+    class_weights = cb_weights(class_counts, beta)
+    return weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction)
+
+
+class CBFocalLoss(PixelLoss):
+    """Class-balanced focal loss as a Module: see `cb_focal_loss`.
+
+    >>> import torch
+    >>> from patlib.losses import CBFocalLoss
+    >>> logits = torch.zeros(1, 2, 1, 2, requires_grad=True)
+    >>> target = torch.tensor([[[0, 1]]])
+    >>> loss = CBFocalLoss(class_counts=[9_000_000, 1_000], gamma=2.0, reduction="none")
+    >>> [round(value, 4) for value in loss(logits, target).flatten().tolist()]
+    [0.0001, 0.3465]
+    """
+
+    def __init__(self, class_counts, gamma=2.0, beta=None, *, ignore_index=255, reduction="mean"):
+        class_weights = cb_weights(class_counts, beta)
+        super().__init__(
+            num_classes=len(class_weights), ignore_index=ignore_index, reduction=reduction
+        )
+        self.gamma = check_gamma(gamma)
+        self.beta = beta
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return weighted_focal(
+            logits, target, self.class_weights, self.gamma, self.ignore_index, self.reduction
+        )

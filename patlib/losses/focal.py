@@ -1,0 +1,77 @@
+"""Focal loss."""
+
+import torch
+from torch import Tensor
+
+from ._core import PixelLoss, check_number, prepare, reduce, true_class_log_prob
+
+
+def check_gamma(gamma) -> float:
+    return check_number("gamma", gamma, minimum=0)
+
+
+def focal(log_p: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^γ · (-log p), element by element, from log p."""
+    # expm1 keeps 1 - p exact near p = 1. Where p has rounded to 1 the clamp keeps the derivative
+    # of (1 - p)^γ finite for γ < 1: it is multiplied there by log p = 0, and ∞ · 0 is not a number.
+    one_minus_p = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return one_minus_p**gamma * -log_p
+
+
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Focal loss, softmax form: (1 - p)^γ · (-log p).
+
+    p is the softmax probability of the pixel's true class. The larger γ, the less well-classified
+    pixels weigh; γ = 0 is cross-entropy.
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        gamma: the focusing exponent γ >= 0, without unit.
+        ignore_index: label of the pixels to leave out.
+        reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
+            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+
+    Raises:
+        ValueError: γ negative or not finite; shapes, types or labels other than these.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. (4), with the
+    softmax probability of the true class for p_t and without the class weight α.
+    """
+    gamma = check_gamma(gamma)
+    logits, valid = prepare(logits, target, ignore_index, reduction)
+    log_p = true_class_log_prob(logits, target, ignore_index)
+    return reduce(focal(log_p, gamma), valid, reduction)
+
+
+class FocalLoss(PixelLoss):
+    """Focal loss as a Module: see `focal_loss`.
+
+    >>> import torch
+    >>> from patlib.losses import FocalLoss
+    >>> logits = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    >>> target = torch.randint(4, (2, 8, 8))
+    >>> round(FocalLoss(gamma=2.0)(logits, target).item(), 4)  # (3/4)² log 4
+    0.7798
+    """
+
+    def __init__(self, gamma=2.0, *, num_classes=None, ignore_index=255, reduction="mean"):
+        super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
+        self.gamma = check_gamma(gamma)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.check_channels(logits)
+        return focal_loss(
+            logits,
+            target,
+            gamma=self.gamma,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

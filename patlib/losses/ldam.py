@@ -1,0 +1,114 @@
+"""Label-distribution-aware margin loss."""
+
+from torch import Tensor
+
+from ._core import (
+    PixelLoss,
+    check_class_counts,
+    check_number,
+    per_pixel,
+    prepare,
+    reduce,
+    true_class_log_prob,
+)
+
+
+def ldam_margins(class_counts, max_margin: float = 0.5) -> Tensor:
+    """Margin of each class, Δ_c ∝ n_c^(-1/4), the largest = max_margin: float64 (L,), on the CPU.
+
+    Args:
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1.
+        max_margin: margin of the rarest class, in logits before scaling, >= 0.
+
+    Raises:
+        ValueError: counts missing, negative or not finite; max_margin negative or not finite.
+
+    Source: Cao et al., NeurIPS 2019, Eq. (13).
+    """
+    counts = check_class_counts(class_counts)
+    max_margin = check_number("max_margin", max_margin, minimum=0)
+    return max_margin * (counts / counts.min()) ** -0.25
+
+
+def check_scale(scale) -> float:
+    return check_number("scale", scale, above=0)
+
+
+def margin_ce(logits, target, margins, scale, ignore_index, reduction) -> Tensor:
+    logits, valid = prepare(logits, target, ignore_index, reduction, len(margins))
+    margin = per_pixel(margins, logits, target, valid)
+    label = target.where(valid, 0)
+    # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
+    adjusted = scale * logits.scatter_add(1, label.unsqueeze(1), -margin.unsqueeze(1))
+    log_p = true_class_log_prob(adjusted, target, ignore_index)
+    return reduce(-log_p, valid, reduction)
+
+
+def ldam_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_counts,
+    *,
+    max_margin: float = 0.5,
+    scale: float = 20.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """Label-distribution-aware margin: cross-entropy of s·(x_c - Δ_c [c = y]), Δ_c ∝ n_c^(-1/4).
+
+    The true class y must win by a margin Δ_y that is larger the fewer pixels n_y the class has in
+    the training set; the rarest class has `max_margin`.
+
+    As the PAT paper uses it: without the normalised features and classifier of the original, for
+    whose logits in [-1, 1] margin and scale were made, and without its deferred re-weighting.
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
+            training loop use the Module, which makes the margins only once.
+        max_margin: largest margin, in logits before scaling, >= 0.
+        scale: s > 0, multiplies all logits after the margin.
+        ignore_index: label of the pixels to leave out.
+        reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
+            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+
+    Raises:
+        ValueError: counts missing, negative, not finite or not L; max_margin negative, scale not
+            positive, either not finite; shapes, types or labels other than these.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+    NeurIPS 2019, Eq. (10) and (13).
+    """
+    margins = ldam_margins(class_counts, max_margin)
+    scale = check_scale(scale)
+    return margin_ce(logits, target, margins, scale, ignore_index, reduction)
+
+
+class LDAMLoss(PixelLoss):
+    """Label-distribution-aware margin loss as a Module: see `ldam_loss`.
+
+    >>> import torch
+    >>> from patlib.losses import LDAMLoss
+    >>> logits = torch.zeros(1, 2, 1, 2, requires_grad=True)
+    >>> target = torch.tensor([[[0, 1]]])
+    >>> loss = LDAMLoss(class_counts=[160_000, 10_000], max_margin=0.5, scale=20.0)
+    >>> loss.margins.tolist()
+    [0.25, 0.5]
+    >>> round(loss(logits, target).item(), 4)  # about scale x mean margin
+    7.5034
+    """
+
+    def __init__(
+        self, class_counts, max_margin=0.5, scale=20.0, *, ignore_index=255, reduction="mean"
+    ):
+        margins = ldam_margins(class_counts, max_margin)
+        super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
+        self.max_margin = max_margin
+        self.scale = check_scale(scale)
+        self.register_buffer("margins", margins, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return margin_ce(
+            logits, target, self.margins, self.scale, self.ignore_index, self.reduction
+        )

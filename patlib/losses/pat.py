@@ -1,0 +1,173 @@
+"""Pixel-wise adaptive training (PAT), the loss of the paper."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._core import (
+    PixelLoss,
+    check_choice,
+    check_number,
+    prepare,
+    reduce,
+    true_class_log_prob,
+)
+
+WEIGHTS = ("beta", "none")
+NORMALIZATIONS = ("images", "weights")
+# exp(60) times any loss still has a float32; see `check_pat`.
+LARGEST_EXPONENT = 60.0
+
+
+def check_pat(temperature, epsilon, size_exponent, weight, normalize, detach):
+    """Check PAT's parameters; return temperature, epsilon and size_exponent as floats."""
+    temperature = check_number("temperature", temperature, above=0)
+    epsilon = check_number("epsilon", epsilon)
+    size_exponent = check_number("size_exponent", size_exponent, minimum=0)
+    check_choice("weight", weight, WEIGHTS)
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    check_choice("detach", detach, (True, False))
+    # p runs through [0, 1], so log β runs from -ε/T to (1 - ε)/T.
+    largest = max(abs(epsilon), abs(1 - epsilon)) / temperature
+    if weight == "beta" and largest > LARGEST_EXPONENT:
+        raise ValueError(
+            f"temperature={temperature:g} with epsilon={epsilon:g} gives beta = exp(±{largest:g}), "
+            f"which float32 cannot hold; the exponent must be within ±{LARGEST_EXPONENT:g}"
+        )
+    return temperature, epsilon, size_exponent
+
+
+def size_weights(logits: Tensor, target: Tensor, valid: Tensor, exponent: float) -> Tensor:
+    """1 / (S_i^l)^exponent of each pixel's class l in its image i, (B, *spatial).
+
+    S_i^l is the number of valid pixels of class l in image i. Ignored pixels get 0.
+    """
+    num_images, num_classes = logits.shape[:2]
+    # One column more than there are classes takes the ignored pixels.
+    label = target.where(valid, num_classes).reshape(num_images, math.prod(target.shape[1:]))
+    sizes = label.new_zeros(num_images, num_classes + 1)
+    sizes.scatter_add_(1, label, torch.ones_like(label))
+    weights = sizes.clamp_min(1).to(logits.dtype) ** -exponent
+    weights[:, num_classes] = 0
+    return weights.gather(1, label).reshape(target.shape)
+
+
+def pat_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 20.0,
+    epsilon: float = 0.0,
+    size_exponent: float = 1.0,
+    weight: str = "beta",
+    normalize: str = "images",
+    detach: bool = False,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> Tensor:
+    """PAT: each pixel's cross-entropy, weighted by its confidence and by the size of its class.
+
+        loss = (1/B) Σ_i Σ_j β_ij / (S_i^l)^a · (-log p_ij)          Eq. (4)
+        β_ij = exp((1 - p_ij - ε) / T)                               Eq. (5)
+
+    over the images i and their valid pixels j, where l is the pixel's true class, p its softmax
+    probability and S_i^l the number of valid pixels of class l in image i. The paper has a = 1:
+    the sum over an image is then the sum, over the classes in it, of their mean losses. With
+    size_exponent=0, weight="none", normalize="weights" it is cross-entropy.
+
+    Args:
+        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
+        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        temperature: T > 0. β lies between exp(-ε/T) and exp((1 - ε)/T): at T = 20 and ε = 0
+            between 1 and 1.051.
+        epsilon: ε; it only multiplies the loss by exp(-ε/T).
+        size_exponent: a >= 0; 1 as in the paper, 0 leaves the sizes out.
+        weight: "beta" as in the paper, or "none" for β = 1.
+        normalize: what the "mean" divides by: "images", B, as written in Eq. (4); or "weights",
+            the sum of the weights β / S^a of the batch, through which no gradient flows. The
+            first grows with the number of classes in an image, the second is of the size of
+            cross-entropy.
+        detach: True stops the gradient through β. The paper does not say; the authors' released
+            code lets it flow, as False does.
+        ignore_index: label of the pixels to leave out; they count in no S.
+        reduction: "mean" as `normalize` says (0 for a batch without valid pixels); "sum" of the
+            weighted losses; or "none": one weighted value a pixel, (B, *spatial), 0 at ignored
+            ones.
+
+    Raises:
+        ValueError: a parameter of the wrong type or out of bounds; T so small that β overflows
+            float32; shapes, types or labels other than these.
+
+    Source: "PAT: Pixel-wise Adaptive Training for Long-tailed Segmentation", Eq. (4) and (5).
+    """
+    temperature, epsilon, size_exponent = check_pat(
+        temperature, epsilon, size_exponent, weight, normalize, detach
+    )
+    logits, valid = prepare(logits, target, ignore_index, reduction)
+    log_p = true_class_log_prob(logits, target, ignore_index)
+
+    weights = size_weights(logits, target, valid, size_exponent)  # 1 / S^a
+    if weight == "beta":
+        p = log_p.exp()
+        beta = torch.exp((1 - p - epsilon) / temperature)  # Eq. (5)
+        weights = weights * (beta.detach() if detach else beta)
+    loss = weights * -log_p  # Eq. (4), a pixel
+
+    if reduction != "mean":
+        return reduce(loss, valid, reduction)
+    if normalize == "images":
+        return loss.sum() / max(len(loss), 1)
+    total = weights.detach().sum()
+    return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
+
+
+class PATLoss(PixelLoss):
+    """Pixel-wise adaptive training as a Module: see `pat_loss`.
+
+    >>> import torch
+    >>> from patlib.losses import PATLoss
+    >>> logits = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    >>> target = torch.zeros(2, 8, 8, dtype=torch.int64)
+    >>> target[:, 0, 0] = 1  # two classes in each image, one of a single pixel
+    >>> round(PATLoss(temperature=20.0)(logits, target).item(), 4)  # 2 · exp(0.75 / 20) · log 4
+    2.8785
+    >>> round(PATLoss(normalize="weights")(logits, target).item(), 4)  # log 4
+    1.3863
+    """
+
+    def __init__(
+        self,
+        temperature=20.0,
+        epsilon=0.0,
+        size_exponent=1.0,
+        weight="beta",
+        normalize="images",
+        detach=False,
+        *,
+        num_classes=None,
+        ignore_index=255,
+        reduction="mean",
+    ):
+        super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
+        self.temperature, self.epsilon, self.size_exponent = check_pat(
+            temperature, epsilon, size_exponent, weight, normalize, detach
+        )
+        self.weight = weight
+        self.normalize = normalize
+        self.detach = detach
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.check_channels(logits)
+        return pat_loss(
+            logits,
+            target,
+            temperature=self.temperature,
+            epsilon=self.epsilon,
+            size_exponent=self.size_exponent,
+            weight=self.weight,
+            normalize=self.normalize,
+            detach=self.detach,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

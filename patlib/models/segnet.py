@@ -1,0 +1,64 @@
+"""SegNet: an encoder like VGG16, and a decoder that unpools with the encoder's indices."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from patlib.models.layers import (
+    check_images,
+    check_positive_int,
+    conv_bn_relu,
+    initialise,
+    pad_images,
+)
+
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each stage, as in VGG16
+
+
+class SegNet(nn.Module):
+    """SegNet of Badrinarayanan et al. (TPAMI 2017), Section 3, with linear logits.
+
+    Five stages of 2, 2, 3, 3 and 3 convolutions with ``width`` times 1, 2, 4, 8 and 8 channels,
+    each followed by 2x2 max pooling. The decoder mirrors them: each stage puts its input back
+    where the maxima were, and its last convolution goes to the channels of the stage before. The
+    last of the 13 decoder convolutions is ``classifier``.
+
+    The original has width 64 and starts from VGG16's weights; here all weights are drawn. The
+    code released with PAT uses another network under this name: four stages (2, 2, 3, 3) of width
+    32, and batch norm and ReLU after the last convolution, so that its logits are never negative.
+
+    Args:
+        num_classes: channels of the logits.
+        width: channels of the first stage.
+
+    Shape:
+        images: floating point (B, 3, H, W) in [0, 1], H and W at least 32.
+        output: logits (B, num_classes, H, W).
+
+    Raises:
+        ValueError: an argument is not an int of at least 1, or images have another shape or type.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32):
+        super().__init__()
+        check_positive_int("num_classes", num_classes)
+        check_positive_int("width", width)
+        channels = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        before = [3, *channels[:-1]]
+        stages = list(zip(before, channels, CONVOLUTIONS, strict=True))
+        self.encoder = nn.ModuleList(conv_bn_relu(b, *[c] * n) for b, c, n in stages)
+        self.decoder = nn.ModuleList(conv_bn_relu(*[c] * n, b) for b, c, n in reversed(stages[1:]))
+        self.decoder.append(conv_bn_relu(width, width))
+        self.classifier = nn.Conv2d(width, num_classes, kernel_size=3, padding=1)
+        initialise(self)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = check_images(images)
+        x = pad_images(images, 2 ** len(self.encoder))
+        indices = []
+        for stage in self.encoder:
+            x, where = F.max_pool2d(stage(x), 2, return_indices=True)
+            indices.append(where)
+        for stage in self.decoder:
+            x = stage(F.max_unpool2d(x, indices.pop(), 2))
+        return self.classifier(x)[..., :height, :width]

@@ -1,0 +1,200 @@
+"""Data sets: the official layouts, read once and right, and refused by name if they do not fit."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_image
+from PIL import Image
+
+from patlib.data import build_dataset, count_classes, load_arrays
+from patlib.data.dataset import SPLITS
+
+
+def nearest(array, size):
+    """Nearest neighbour by its definition: the source pixel under each target pixel's centre."""
+    rows = ((np.arange(size[0]) + 0.5) * array.shape[0] / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * array.shape[1] / size[1]).astype(int)
+    return array[np.ix_(rows, columns)]
+
+
+def test_camvid_reads_its_layout(camvid_tree):
+    sizes = {s: len(build_dataset("camvid", camvid_tree, s)) for s in SPLITS}
+    assert sizes == {"train": 6, "validation": 2, "test": 3}
+    dataset = build_dataset("camvid", camvid_tree, "test", image_size=(36, 48))
+    image, target = dataset[1]
+    raw = np.asarray(Image.open(camvid_tree / "testannot" / "test_1.png"))
+    assert (image.shape, image.dtype) == ((3, 36, 48), torch.float32)
+    assert target.dtype == torch.int64
+    assert np.array_equal(target.numpy(), np.where(raw == 11, 255, raw))
+    pixels = np.asarray(Image.open(camvid_tree / "test" / "test_1.png"))
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), pixels / 255, atol=1e-7)
+
+
+def test_void_as_a_class_is_the_last_class(camvid_tree):
+    dataset = build_dataset("camvid", camvid_tree, "test", image_size=(36, 48), void="class")
+    raw = np.asarray(Image.open(camvid_tree / "testannot" / "test_0.png"))
+    assert dataset.num_classes == 12 and dataset.class_names[-1] == "void"
+    assert np.array_equal(dataset[0][1].numpy(), raw)
+
+
+def test_masks_are_resized_by_nearest_neighbour(camvid_tree):
+    target = build_dataset("camvid", camvid_tree, "train", image_size=(50, 32))[0][1].numpy()
+    raw = np.asarray(Image.open(camvid_tree / "trainannot" / "train_0.png"))
+    assert np.array_equal(target, nearest(np.where(raw == 11, 255, raw), (50, 32)))
+
+
+def test_oxford_pet_masks_and_held_out_validation(pet_tree):
+    train, validation, test = (
+        build_dataset("oxford_pet", pet_tree, s, image_size=(32, 32)) for s in SPLITS
+    )
+    assert (len(train), len(validation), len(test)) == (9, 1, 4)
+    assert {s.id for s in train.samples}.isdisjoint(s.id for s in validation.samples)
+    assert train.class_names == ("body", "background", "boundary")
+    sample = train.samples[3]
+    raw = np.asarray(Image.open(sample.mask))
+    assert np.array_equal(train[3][1].numpy(), nearest(raw, (32, 32)) - 1)
+    # The folder itself is as good as its parent.
+    inside = build_dataset("oxford_pet", pet_tree / "oxford-iiit-pet", image_size=(32, 32))
+    assert torch.equal(inside[3][1], train[3][1])
+
+
+def test_paper_scheme_cuts_everything_80_10_10(camvid_tree):
+    parts = [build_dataset("camvid", camvid_tree, s, split_scheme="paper") for s in SPLITS]
+    ids = [{s.id for s in part.samples} for part in parts]
+    assert [len(i) for i in ids] == [9, 1, 1]
+    assert len(set.union(*ids)) == 11
+    again = build_dataset("camvid", camvid_tree, "train", split_scheme="paper")
+    assert again.samples == parts[0].samples
+
+
+def test_count_classes(camvid_tree):
+    dataset = build_dataset("camvid", camvid_tree, "train", image_size=(36, 48))
+    targets = np.stack([dataset[i][1].numpy() for i in range(len(dataset))])
+    expected = [(targets == c).sum() for c in range(11)]
+    assert count_classes(dataset).tolist() == expected
+    assert count_classes(load_arrays(dataset), 11).tolist() == expected
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+
+def test_cache_gives_the_same_arrays_and_touches_no_image_again(camvid_tree, monkeypatch):
+    def dataset():
+        return build_dataset("camvid", camvid_tree, "train", image_size=(32, 40))
+
+    first = load_arrays(dataset())
+    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("an image was opened"))
+    second = load_arrays(dataset())
+    assert first.fingerprint == second.fingerprint
+    assert np.array_equal(first.images, second.images)
+    assert np.array_equal(first.masks, second.masks)
+    monkeypatch.undo()
+    image, target = dataset()[2]
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy() * 255, second.images[2], atol=1e-4)
+    assert np.array_equal(target.numpy(), second.masks[2])
+
+
+def test_cache_notices_changed_files_and_settings(camvid_tree):
+    def arrays(**settings):
+        settings = {"image_size": (36, 48), **settings}
+        return load_arrays(build_dataset("camvid", camvid_tree, "train", **settings))
+
+    before = arrays()
+    assert arrays(image_size=(32, 48)).images.shape[1] == 32
+    assert arrays(void="class").masks.max() == 11
+    mask = np.full((36, 48), 3, np.uint8)
+    write_image(camvid_tree / "trainannot" / "train_0.png", mask)
+    after = arrays()
+    assert np.array_equal(after.masks[0], mask)
+    assert not np.array_equal(before.masks[0], mask)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_failed_read_leaves_no_cache(camvid_tree, tmp_path):
+    (camvid_tree / "train" / "train_4.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"train_4\.png"):
+        load_arrays(build_dataset("camvid", camvid_tree, "train"))
+    assert not list(tmp_path.glob("cache/*"))
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "camvit"}, "dataset='camvit'.*'camvid'"),
+        ({"split": "val"}, "split='val'.*'validation'"),
+        ({"split_scheme": "mine"}, "split_scheme='mine'.*'paper'"),
+        ({"void": "drop"}, "void='drop'.*'ignore'"),
+        ({"image_size": (31, 40)}, r"image_size=\(31, 40\)"),
+        ({"image_size": (64.0, 64)}, "image_size"),
+        ({"imbalance": 3}, "'camvid' has no parameter 'imbalance'"),
+        ({"root": None}, "data_root is missing"),
+        ({"name": "synthetic"}, "'synthetic' is drawn"),
+    ],
+)
+def test_wrong_arguments_are_named(camvid_tree, arguments, message):
+    arguments = {"name": "camvid", "root": camvid_tree, **arguments}
+    with pytest.raises(ValueError, match=message):
+        build_dataset(**arguments)
+
+
+def test_missing_or_incomplete_folders_say_what_is_expected(camvid_tree, pet_tree):
+    with pytest.raises(FileNotFoundError, match="(?s)nowhere.*SegNet tutorial.*trainannot"):
+        build_dataset("camvid", camvid_tree / "nowhere")
+    (camvid_tree / "valannot" / "val_1.png").unlink()
+    with pytest.raises(FileNotFoundError, match="(?s)val_1.*Expected in data_root"):
+        build_dataset("camvid", camvid_tree)
+    shutil.rmtree(camvid_tree / "trainannot")
+    with pytest.raises(FileNotFoundError, match="no folder trainannot"):
+        build_dataset("camvid", camvid_tree)
+    (pet_tree / "oxford-iiit-pet" / "images" / "Breed_test_2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"(?s)1 file.*Breed_test_2\.jpg.*Visual Geometry"):
+        build_dataset("oxford_pet", pet_tree, "test")
+    shutil.rmtree(pet_tree / "oxford-iiit-pet" / "annotations" / "trimaps")
+    with pytest.raises(FileNotFoundError, match="annotations/trimaps"):
+        build_dataset("oxford_pet", pet_tree)
+
+
+@pytest.mark.parametrize("value", [12, 254])
+def test_undefined_mask_values_are_named(camvid_tree, value):
+    mask = np.zeros((36, 48), np.uint8)
+    mask[5, 7] = value
+    write_image(camvid_tree / "trainannot" / "train_2.png", mask)
+    with pytest.raises(ValueError, match=rf"train_2\.png.*\[{value}\].*allowed"):
+        build_dataset("camvid", camvid_tree)[2]
+
+
+def test_broken_and_ill_fitting_files_are_named(camvid_tree):
+    truncated = (camvid_tree / "train" / "train_0.png").read_bytes()[:900]
+    (camvid_tree / "train" / "train_0.png").write_bytes(truncated)
+    with pytest.raises(ValueError, match=r"train_0\.png.*cannot be read"):
+        build_dataset("camvid", camvid_tree)[0]
+    write_image(camvid_tree / "trainannot" / "train_1.png", np.zeros((36, 47), np.uint8))
+    with pytest.raises(ValueError, match="train_1.*36x48.*36x47"):
+        build_dataset("camvid", camvid_tree)[1]
+    write_image(camvid_tree / "trainannot" / "train_3.png", np.zeros((36, 48, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"train_3\.png.*one channel"):
+        build_dataset("camvid", camvid_tree)[3]
+
+
+# -- real images -----------------------------------------------------------------------------------
+
+
+def test_real_camvid(real_data):
+    root = real_data / "camvid"
+    assert [len(build_dataset("camvid", root, s)) for s in SPLITS] == [367, 101, 233]
+    dataset = build_dataset("camvid", root, "validation", image_size=(360, 480))
+    raw = np.asarray(Image.open(dataset.samples[17].mask))
+    assert np.array_equal(dataset[17][1].numpy(), np.where(raw == 11, 255, raw))
+
+
+def test_real_oxford_pet(real_data):
+    sizes = [len(build_dataset("oxford_pet", real_data, s)) for s in SPLITS]
+    assert sizes == [270, 30, 298]
+    dataset = build_dataset("oxford_pet", real_data, "test", image_size=(96, 96))
+    raw = np.asarray(Image.open(dataset.samples[5].mask))
+    assert np.array_equal(dataset[5][1].numpy(), nearest(raw, (96, 96)) - 1)

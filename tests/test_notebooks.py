@@ -1,0 +1,93 @@
+"""The notebooks under papermill, as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from patlib.notebook import check_parameters
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TRAIN = NOTEBOOKS / "train.ipynb"
+
+
+def run(notebook, tmp_path, **parameters):
+    output = tmp_path / "out.ipynb"
+    papermill.execute_notebook(
+        notebook, output, parameters=parameters, cwd=tmp_path, progress_bar=False
+    )
+    return output
+
+
+def test_train_with_other_parameters(tmp_path, camvid_tree):
+    run(
+        TRAIN,
+        tmp_path,
+        dataset="camvid",
+        data_root=str(camvid_tree),
+        image_size=[32, 40],
+        loss="ldam",
+        loss_params={"scale": 10.0},
+        model="attention_unet",
+        model_params={"width": 2},
+        epochs=2,
+        batch_size=2,
+        output_dir="runs/here",
+    )
+    record = json.loads((tmp_path / "runs" / "here" / "record.json").read_text())
+    assert record["config"]["loss_params"] == {"scale": 10.0}
+    assert record["config"]["dataset"] == "camvid" and len(record["result"]["curves"]["epoch"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"los": "ce"}, "unknown notebook parameter 'los'. Did you mean 'loss'?"),
+        ({"loss": "cee"}, "loss='cee'"),
+        ({"epochs": -3}, "epochs=-3"),
+    ],
+)
+def test_train_stops_at_once_on_wrong_parameters(tmp_path, parameters, message):
+    with pytest.raises(PapermillExecutionError) as stopped:
+        run(TRAIN, tmp_path, **parameters)
+    assert message in str(stopped.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_papermill_documents_every_parameter():
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(TRAIN)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    entries = text.split("Parameters inferred")[1].splitlines()[1:]
+    names = [line.split(":")[0].strip() for line in entries if line.startswith("  ") and
+             not line.startswith("   ")]
+    import dataclasses
+
+    from patlib import RunConfig
+
+    assert names == [field.name for field in dataclasses.fields(RunConfig)]
+    assert "Unknown type" not in text
+
+
+def test_check_parameters():
+    space = {"__name__": "x", "In": [], "_i1": "", "loss": "ce", "seed": 0, "json": json}
+    assert check_parameters(space, ["loss", "seed"]) == {"loss": "ce", "seed": 0}
+    with pytest.raises(TypeError, match="unknown notebook parameter 'sead'.*'seed'"):
+        check_parameters({**space, "sead": 1}, ["loss", "seed"])
+    with pytest.raises(TypeError, match="does not define epochs"):
+        check_parameters(space, ["loss", "seed", "epochs"])
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.name)
+def test_stored_notebooks_are_fit_to_publish(notebook):
+    content = json.loads(notebook.read_text())
+    assert notebook.stat().st_size < 700_000
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    code = [c for c in content["cells"] if c["cell_type"] == "code"]
+    assert any("parameters" in c["metadata"].get("tags", []) for c in code)
+    assert not any("injected-parameters" in c["metadata"].get("tags", []) for c in code)
+    outputs = [o for c in code for o in c["outputs"]]
+    assert outputs and all(o["output_type"] != "error" for o in outputs)
