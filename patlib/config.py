@@ -25,13 +25,15 @@ class RunConfig:
     """All settings of one training run. Wrong names and values are refused when it is made.
 
     Args:
-        dataset: ``"synthetic"``, ``"oxford_pet"`` or ``"camvid"``.
-        data_root: folder of the data set; None for ``"synthetic"``.
+        dataset: ``"synthetic"``, ``"oxford_pet"``, ``"cityscapes"``, ``"nyuv2"``, ``"camvid"`` or
+            ``"folder"``.
+        data_root: folder of the data set (``"nyuv2"``: or its file); None for ``"synthetic"``.
         data_params: parameters of the data set itself (``synthetic``: ``num_classes``,
             ``imbalance``, ``rare_size``, ``scene_seed``).
         split_scheme: ``"official"``, or ``"paper"`` (80 / 10 / 10 % of everything, seed 0).
         void: ``"ignore"`` unlabelled pixels, or make them the last ``"class"`` as the paper does.
-        image_size: (H, W) in pixels; None takes the paper's size for the data set.
+        image_size: (H, W) in pixels; None takes the paper's size for the data set
+            (``"folder"``: the one in its ``classes.yaml``).
         loss: ``"ce"``, ``"focal"``, ``"cb"``, ``"cb_focal"``, ``"bms"``, ``"ldam"``, ``"blv"`` or
             ``"pat"``.
         loss_params: parameters of the loss, such as ``{"temperature": 20.0}``.
@@ -108,7 +110,7 @@ class RunConfig:
         # The numbers of classes are not known yet; names and values of parameters are checked.
         build_loss(self.loss, num_classes=2, class_counts=torch.ones(2), **self.loss_params)
         with torch.device("meta"):
-            build_model(self.model, num_classes=2, **{**self.model_params, **self._no_download()})
+            build_model(self.model, num_classes=2, **self.model_params)
 
         for name in ("epochs", "batch_size", "devices"):
             self._check_number(name, int, minimum=1)
@@ -144,9 +146,6 @@ class RunConfig:
     def identity(self) -> dict:
         """The settings that the result depends on: all but where it reads and writes."""
         return {k: v for k, v in self.to_dict().items() if k not in PLACES}
-
-    def _no_download(self) -> dict:
-        return {"pretrained": False} if "pretrained" in self.model_params else {}
 
     def _check_number(self, name: str, kind: type, minimum, exclusive: bool = False) -> None:
         value = getattr(self, name)

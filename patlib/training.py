@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from torch import nn
 from tqdm import tqdm
 
 from patlib.config import RunConfig
@@ -56,10 +57,13 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
         strategy="ddp_spawn" if config.devices > 1 else "auto",
         precision=config.precision,
     )
-    return fabric.launch(_train, config, progress)
+    # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
+    fabric.launch(_train, config.to_dict(), progress)
+    return RunRecord.load(output_dir / RECORD)
 
 
-def _train(fabric: Fabric, config: RunConfig, progress: bool) -> RunRecord:
+def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
+    config = RunConfig(**settings)
     started = time.perf_counter()
     output_dir = Path(config.output_dir)
     bar = _bar if progress and fabric.is_global_zero else _no_bar
@@ -94,8 +98,12 @@ def _train(fabric: Fabric, config: RunConfig, progress: bool) -> RunRecord:
     model, optimizer = fabric.setup(model, optimizer)
 
     def score(split: str) -> dict:
+        if fabric.world_size > 1:  # batch statistics differ by process: the first one's count
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
         metrics = SegmentationMetrics(num_classes, class_counts).to(fabric.device)
-        return evaluate(model, images[split], config.batch_size, metrics)
+        with fabric.autocast():
+            return evaluate(model.module, images[split], config.batch_size, metrics)
 
     steps_per_epoch = len(images["train"]) // config.batch_size
     total_steps = steps_per_epoch * config.epochs
@@ -177,7 +185,6 @@ def _train(fabric: Fabric, config: RunConfig, progress: bool) -> RunRecord:
     )
     if fabric.is_global_zero:
         record.save(output_dir / RECORD)
-    return record
 
 
 class Images:
@@ -228,8 +235,20 @@ class Images:
 
 
 @torch.no_grad()
-def evaluate(model, images: Images, batch_size: int, metrics: SegmentationMetrics) -> dict:
-    """Score a network on a split (see :meth:`SegmentationMetrics.compute`)."""
+def evaluate(
+    model: nn.Module, images: Images, batch_size: int, metrics: SegmentationMetrics
+) -> dict:
+    """Score a network on a split: what :meth:`SegmentationMetrics.compute` gives.
+
+    Where several processes take part, each scores its share of the same batches, and all return
+    the same scores.
+
+    Args:
+        model: the network itself, not wrapped for several devices. Its mode is kept.
+        images: the split.
+        batch_size: images at a time.
+        metrics: what counts; on the device of the model.
+    """
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0
     ranks = torch.distributed.get_world_size() if distributed else 1

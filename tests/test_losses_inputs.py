@@ -162,7 +162,7 @@ def test_bounds_and_number_types_that_are_allowed(name, param, value):
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": 0.016}, {"epsilon": 70, "temperature": 1}, {"epsilon": -1500}]
+    "params", [{"temperature": 0.016}, {"epsilon": 60.5, "temperature": 1}, {"epsilon": -1500}]
 )
 def test_pat_refuses_a_beta_that_overflows(params):
     with refused("temperature", "epsilon", "float32"):

@@ -9,13 +9,23 @@ from torch.nn import functional as F
 from patlib.models import ENCODERS, MODELS, AttentionGate, build_model, encoder_unet
 
 SMALL = {
-    "segnet": {"width": 4},
+    "segnet": {"width": 8},
     "unet": {},
-    "attention_unet": {"width": 4},
+    "attention_unet": {"width": 8},
     "unetplusplus": {},
 }
 MULTIPLE = {"segnet": 32, "unet": 32, "attention_unet": 16, "unetplusplus": 32}
 NUM_CLASSES = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For networks this small, threads only wait for one another, long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 every_model = pytest.mark.parametrize("name", MODELS)
 our_model = pytest.mark.parametrize("name", ["segnet", "attention_unet"])
@@ -25,6 +35,18 @@ smp_model = pytest.mark.parametrize("name", ["unet", "unetplusplus"])
 def build(name, seed=0):
     torch.manual_seed(seed)
     return build_model(name, NUM_CLASSES, **SMALL[name])
+
+
+def build_trained(name):
+    """In evaluation mode, with biases in batch norm as training leaves them.
+
+    Without, a black border would stay black through the whole network and go unnoticed.
+    """
+    model = build(name).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    return model
 
 
 def images(batch, height, width, seed=0):
@@ -67,23 +89,27 @@ def test_logits_are_the_output_of_the_classifier_and_linear(name):
 @every_model
 @torch.no_grad()
 def test_smaller_images_are_padded_with_zeros_at_the_bottom_and_right(name):
-    model = build(name).eval()
-    small = images(2, 33, 47)
+    model = build_trained(name)
+    small = images(2, 33, 70)
     multiple = MULTIPLE[name]
-    height, width = (math.ceil(side / multiple) * multiple for side in (33, 47))
+    height, width = (math.ceil(side / multiple) * multiple for side in (33, 70))
     # After normalisation, where there is one, zero is the mean colour.
     colour = model.mean if hasattr(model, "mean") else torch.zeros(3, 1, 1)
     padded = colour.expand(2, 3, height, width).clone()
-    padded[..., :33, :47] = small
-    expected = model(padded)[..., :33, :47]
+    padded[..., :33, :70] = small
+    seen = []
+    convolutions(model)[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    expected = model(padded)[..., :33, :70]
     torch.testing.assert_close(model(small), expected)
+    # And no further than the network needs.
+    assert [x.shape for x in seen] == [padded.shape] * 2
 
 
 @every_model
 @torch.no_grad()
 def test_moving_the_image_moves_the_logits(name):
     # Exactly so for a move by the stride of the coarsest features, beyond the reach of the borders.
-    model = build(name).eval()
+    model = build_trained(name)
     wide = images(1, 40, 1563)
     first, moved = model(wide[..., :-32]), model(wide[..., 32:])
     inner = slice(512, -512)
@@ -127,7 +153,7 @@ def test_learns_a_simple_picture(name):
     target[1, :, 16:] = 2
     picture = F.one_hot(target, 3).permute(0, 3, 1, 2).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(15):
+    for _ in range(25):
         loss = F.cross_entropy(model(picture), target)
         optimizer.zero_grad()
         loss.backward()
@@ -257,6 +283,7 @@ def test_segnet_normalises_and_rectifies_after_every_convolution_but_the_last():
     for stage in (*model.encoder, *model.decoder):
         kinds = [type(layer) for layer in stage]
         assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * (len(kinds) // 3)
+        assert all(layer.bias is None for layer in convolutions(stage))
 
 
 def test_segnet_unpools_to_where_the_maxima_were():
@@ -318,7 +345,7 @@ def test_closed_gates_leave_the_finest_skip_alone():
 def test_every_gate_reads_the_level_below():
     model = build("attention_unet")
     channels = [(g.w_x.in_channels, g.w_g.in_channels) for g in model.gates]
-    assert channels == [(32, 64), (16, 32), (8, 16)]
+    assert channels == [(64, 128), (32, 64), (16, 32)]
 
 
 @torch.no_grad()
@@ -346,6 +373,20 @@ def test_gate_computes_the_formula():
         x.view(1, 6, 1, 1).expand(1, 6, 8, 12), g.view(1, 10, 1, 1).expand(1, 10, 4, 6)
     )
     torch.testing.assert_close(alpha, expected.view(1, 1, 1, 1).expand_as(alpha))
+
+
+@torch.no_grad()
+def test_gate_upsamples_bilinearly():
+    gate = AttentionGate(skip_channels=1, gating_channels=1, inner_channels=1)
+    for weights, value in [(gate.w_x.weight, 0.0), (gate.w_g.weight, 1.0), (gate.psi.weight, 1.0)]:
+        weights.fill_(value)
+    gate.w_g.bias.zero_()
+    gate.psi.bias.zero_()
+    left, right = 0.6, 0.9
+    gating = torch.logit(torch.tensor([left, right])).expand(1, 1, 2, 2)
+    row = torch.tensor([left, 0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right, right])
+    alpha = gate.coefficients(torch.ones(1, 1, 4, 4), gating)
+    torch.testing.assert_close(alpha, row.expand(1, 1, 4, 4))
 
 
 # --- UNet and UNet++ ------------------------------------------------------------------------------

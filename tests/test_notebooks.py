@@ -1,5 +1,6 @@
 """The notebooks under papermill, as a user runs them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from patlib import RunConfig
 from patlib.notebook import check_parameters
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -64,10 +66,6 @@ def test_papermill_documents_every_parameter():
     entries = text.split("Parameters inferred")[1].splitlines()[1:]
     names = [line.split(":")[0].strip() for line in entries if line.startswith("  ") and
              not line.startswith("   ")]
-    import dataclasses
-
-    from patlib import RunConfig
-
     assert names == [field.name for field in dataclasses.fields(RunConfig)]
     assert "Unknown type" not in text
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import patlib.training
 from patlib import RunConfig, RunRecord, load_model, predict, train
-from patlib.data import Arrays, build_dataset, count_classes
+from patlib.data import Arrays, build_dataset, count_classes, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import SegmentationMetrics
-from patlib.training import Images, cosine
+from patlib.training import Images, cosine, evaluate
 
 
 @pytest.fixture
@@ -210,6 +210,25 @@ def test_two_ranks_share_the_batches_of_one(config):
     parts = [list(split.shuffled_batches(with_fields(config, devices=2), 0, r)) for r in (0, 1)]
     for whole, a, b in zip(one, *parts, strict=True):
         assert torch.equal(whole[0], torch.cat([a[0], b[0]]))
+
+
+def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
+    """5 test images in batches of 2: the second process has one batch fewer to score."""
+    record = train(with_fields(config, devices=2, epochs=2), progress=False)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "last.ckpt",
+        "log.csv",
+        "record.json",
+    ]
+    stored = RunRecord.load(tmp_path / "run" / "record.json")
+    np.testing.assert_equal(stored.result, record.result)
+    # Scored again by one process, the weights give the same numbers.
+    model, _ = load_model(tmp_path / "run")
+    dataset = build_dataset("camvid", config.data_root, "test", image_size=(32, 40))
+    split = Images(load_arrays(dataset), torch.device("cpu"))
+    scores = evaluate(model, split, 2, SegmentationMetrics(11, record.result["class_counts"]))
+    np.testing.assert_equal(scores["iou"], record.result["test"]["iou"])
+    assert scores["pixel_accuracy"] == record.result["test"]["pixel_accuracy"]
 
 
 def test_cosine():

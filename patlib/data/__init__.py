@@ -7,7 +7,10 @@ import torch
 
 from patlib.data.cache import Arrays, load_arrays
 from patlib.data.camvid import CamVid
+from patlib.data.cityscapes import Cityscapes
 from patlib.data.dataset import IGNORE_INDEX, SegmentationDataset, check_choice
+from patlib.data.folder import Folder
+from patlib.data.nyuv2 import NYUv2
 from patlib.data.oxford_pet import OxfordPet
 from patlib.data.synthetic_dataset import Synthetic
 
@@ -16,6 +19,9 @@ __all__ = [
     "IGNORE_INDEX",
     "Arrays",
     "CamVid",
+    "Cityscapes",
+    "Folder",
+    "NYUv2",
     "OxfordPet",
     "SegmentationDataset",
     "Synthetic",
@@ -25,7 +31,9 @@ __all__ = [
     "load_arrays",
 ]
 
-DATASETS = {dataset.name: dataset for dataset in (Synthetic, OxfordPet, CamVid)}
+DATASETS = {
+    dataset.name: dataset for dataset in (Synthetic, OxfordPet, Cityscapes, NYUv2, CamVid, Folder)
+}
 
 
 def build_dataset(
@@ -40,7 +48,8 @@ def build_dataset(
     """One split of a data set by its name: ``image, target = build_dataset("camvid", root)[0]``.
 
     Args:
-        name: ``"synthetic"`` (drawn, needs no root), ``"oxford_pet"`` or ``"camvid"``.
+        name: ``"synthetic"`` (drawn, needs no root), ``"oxford_pet"``, ``"cityscapes"``,
+            ``"nyuv2"``, ``"camvid"``, or ``"folder"`` (your own images and masks).
         root, split, image_size, split_scheme, void: see :class:`SegmentationDataset`.
         **params: of the data set itself, see its class (``synthetic``: ``num_classes``,
             ``imbalance``, ``rare_size``, ``scene_seed``).

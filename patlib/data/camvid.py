@@ -8,6 +8,8 @@ from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
 class CamVid(SegmentationDataset):
     """Road scenes of Cambridge: 367 / 101 / 233 frames of 360x480, 11 classes and void.
 
+    The paper does not use it; its size here is that of the paper's NYUv2, 256x340.
+
     Source: Brostow, Shotton, Fauqueur and Cipolla, "Segmentation and Recognition Using Structure
     from Motion Point Clouds", ECCV 2008.
     """
@@ -42,6 +44,4 @@ class CamVid(SegmentationDataset):
                 f"{len(unmatched)} of {folder}/ and {folder}annot/ have no counterpart, "
                 f"the first is {min(unmatched)}"
             )
-        return [
-            Sample(f.stem, f, self.root / f"{folder}annot" / f"{f.stem}.png") for f in frames
-        ]
+        return [Sample(f.stem, f, self.root / f"{folder}annot" / f"{f.stem}.png") for f in frames]

@@ -30,10 +30,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
     nearest neighbour only.
 
     Args:
-        root: folder that holds the data in its official layout.
+        root: folder that holds the data in its official layout (``nyuv2``: or the file itself).
         split: ``"train"``, ``"validation"`` or ``"test"``. Where the official distribution has no
             validation part, 10 % of its training part are held out for it (seed 0).
-        image_size: (H, W) in pixels; None takes the size the paper uses.
+        image_size: (H, W) in pixels; None takes the size the paper uses (``folder``: the one in
+            its ``classes.yaml``).
         split_scheme: ``"official"``, or ``"paper"``: 80 / 10 / 10 % of all images together, drawn
             with seed 0 (Section 5 of the paper).
         void: what becomes of unlabelled pixels: ``"ignore"`` maps them to 255, ``"class"`` makes
@@ -92,7 +93,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and the mask (H, W) uint8 of one sample, as they lie on disk."""
-        return _open(sample.image).convert("RGB"), np.asarray(_open(sample.mask))
+        image = _open(sample.image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError(
+                f"{sample.image}: an image has 8 bits a channel, not pixels of type {image.mode!r}"
+            )
+        return image.convert("RGB"), np.asarray(_open(sample.mask))
 
     def files(self) -> list[Path]:
         """Every file that the arrays come from; none if they are drawn."""
@@ -116,13 +122,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 f"{sample.id}: the image is {image.height}x{image.width} pixels (H x W) and its "
                 f"mask {mask.shape[0]}x{mask.shape[1]}; they must be equal"
             )
-        mask = self._map_labels(mask, sample)
-        height, width = self.image_size
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        # Nearest neighbour: the pixel under the centre of each new one, in whole numbers.
-        rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
-        columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-        return np.asarray(image), mask[np.ix_(rows, columns)]
+        image, mask = resize(image, self._map_labels(mask, sample), self.image_size)
+        return np.asarray(image), mask
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, mask = self.arrays(index)
@@ -167,22 +168,38 @@ class SegmentationDataset(torch.utils.data.Dataset):
         )
 
 
-def choose_split(
-    official: dict[str, list[Sample]], split: str, split_scheme: str
-) -> list[Sample]:
+def choose_split(official: dict[str, list[Sample]], split: str, split_scheme: str) -> list[Sample]:
     """The samples of a split: the official part, or a seeded cut of everything."""
     if split_scheme == "paper":
-        everything = sorted(sample for part in official.values() for sample in part)
-        order = np.random.default_rng(0).permutation(len(everything))
-        cuts = [round(0.8 * len(order)), round(0.9 * len(order))]
-        parts = dict(zip(SPLITS, np.split(order, cuts), strict=True))
-        return [everything[i] for i in sorted(parts[split])]
+        return cut_80_10_10([sample for part in official.values() for sample in part])[split]
     if split == "test" or "validation" in official:
         return official[split]
     # The distribution has no validation part: hold out 10 % of its training part.
     train = official["train"]
     held_out = set(np.random.default_rng(0).permutation(len(train))[: round(0.1 * len(train))])
     return [s for i, s in enumerate(train) if (i in held_out) == (split == "validation")]
+
+
+def cut_80_10_10(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """80 / 10 / 10 % of the samples, drawn with seed 0; their order does not matter."""
+    samples = sorted(samples)
+    order = np.random.default_rng(0).permutation(len(samples))
+    parts = np.split(order, [round(0.8 * len(order)), round(0.9 * len(order))])
+    return {
+        split: [samples[i] for i in sorted(part)] for split, part in zip(SPLITS, parts, strict=True)
+    }
+
+
+def resize(
+    image: Image.Image, mask: np.ndarray, image_size: tuple[int, int]
+) -> tuple[Image.Image, np.ndarray]:
+    """An image (bilinear, antialiased) and its mask (nearest neighbour) in another size (H, W)."""
+    height, width = image_size
+    # Nearest neighbour: the pixel under the centre of each new one, in whole numbers.
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image, mask[np.ix_(rows, columns)]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -20,8 +20,8 @@ class OxfordPet(SegmentationDataset):
     labels: ClassVar = {1: 0, 2: 1, 3: 2}
     layout = (
         "Oxford-IIIT Pet comes from the Visual Geometry Group, Oxford "
-        "(torchvision.datasets.OxfordIIITPet(root, download=True) fetches it). Expected in "
-        "data_root, or in its folder oxford-iiit-pet:\n"
+        "(torchvision.datasets.OxfordIIITPet(root, download=True) fetches it). data_root is "
+        "the folder oxford-iiit-pet, or the one that holds it. Expected in oxford-iiit-pet:\n"
         "  images/*.jpg\n"
         "  annotations/trainval.txt  annotations/test.txt  annotations/trimaps/*.png"
     )
@@ -31,12 +31,15 @@ class OxfordPet(SegmentationDataset):
 
     def _part(self, part: str) -> list[Sample]:
         # torchvision wants the parent of a folder of this very name.
-        parent = self.root if (self.root / "oxford-iiit-pet").is_dir() else self.root.parent
-        base = parent / "oxford-iiit-pet"
+        base = self.root.absolute() / "oxford-iiit-pet"
+        if not base.is_dir():
+            base = base.parent
+        if base.name != "oxford-iiit-pet":
+            raise self._incomplete("it neither is nor holds a folder oxford-iiit-pet")
         for wanted in ("images", "annotations/trimaps", f"annotations/{part}.txt"):
             if not (base / wanted).exists():
                 raise self._incomplete(f"there is no {wanted}")
-        reader = OxfordIIITPet(parent, split=part, target_types="segmentation")
+        reader = OxfordIIITPet(base.parent, split=part, target_types="segmentation")
         return [
             Sample(Path(image).stem, Path(image), Path(mask))
             for image, mask in zip(reader._images, reader._segs, strict=True)

@@ -199,10 +199,11 @@ _THINGS = {
         True,
         (
             ("box", 0.0, -0.86, 0.08, 0.14, "steel"),
-            ("wedge", 0.0, 0.1, 1.3, 0.85, "a"),
-            ("wedge", 0.0, -0.18, 0.9, 0.4, "glass"),
-            ("disc", 0.0, 0.62, 0.22, 0.14, "white"),
-            ("box", 0.0, 0.9, 0.8, 0.08, "tyre"),
+            ("disc", 0.0, -0.2, 0.95, 0.55, "a"),
+            ("box", 0.0, 0.35, 1.0, 0.6, "a"),
+            ("disc", 0.0, -0.2, 0.75, 0.4, "glass"),
+            ("disc", 0.0, 0.55, 0.25, 0.16, "white"),
+            ("box", 0.0, 0.95, 0.8, 0.05, "tyre"),
         ),
     ),
     "pole": _Thing(
@@ -371,8 +372,12 @@ class SceneGenerator:
             )
         if not _is_real(imbalance) or imbalance < 1:
             raise ValueError(f"imbalance must be a number from 1, got {imbalance!r}")
-        if not _is_real(rare_size) or rare_size <= 0:
-            raise ValueError(f"rare_size must be a number above 0, got {rare_size!r}")
+        largest = height * width // 10
+        if not _is_real(rare_size) or not 0 < rare_size <= largest:
+            raise ValueError(
+                f"rare_size must be above 0 and at most {largest}, a tenth of the image, "
+                f"got {rare_size!r}"
+            )
         self.seed = int(seed)
         self.image_size = (int(height), int(width))
         profile = float(imbalance) ** (-np.arange(num_classes) / (num_classes - 1))
@@ -389,9 +394,17 @@ class SceneGenerator:
         self._things = [k for k in range(num_classes)[::-1] if self.class_names[k] in _THINGS]
         largest = max(rare_size, pixels / 30)
         first, tail = self._things[-1], num_classes - num_classes // 3
+        self._tail = tail
         rank = np.clip([(tail - k) / max(tail - first, 1) for k in self._things], 0, 1)
         self._sizes = rare_size * (largest / rare_size) ** rank
-        rates = self.shares[self._things] * pixels * (1 - _VOID_SHARE) / self._sizes
+        per_image = self.shares[self._things] * pixels * (1 - _VOID_SHARE)
+        rates = per_image / self._sizes
+        if rates[0] < 1 / 30:
+            raise ValueError(
+                f"rare_size={rare_size:g} is too large: {per_image[0]:.2g} pixels an image are "
+                f"{self.class_names[-1]!r}, so that fewer than 7 would appear in 200 images; "
+                f"with this image_size and imbalance it can be {30 * per_image[0]:.0f} at most"
+            )
         # Things come in groups: several in some images, none in others.
         self._groups = np.ceil(rates / 0.7).astype(int)
         self._presence = np.append(rates / self._groups, _VOID_PRESENCE)
@@ -512,14 +525,14 @@ class _Scene:
         spread = min(group - 1, 4)
         number *= 2 * spread + 1
         count = group - spread + int(number)
-        owed = 0.0
+        owed, vary = 0.0, 0.35 if label >= self.generator._tail else 0.65
         # What is hidden by things in front comes as further things.
         for i in range(2 * count + 4):
             if i < count:
-                owed += size * (0.65 + 0.7 * ((number + i * _GOLDEN) % 1))
+                owed += size * (1 + vary * (2 * ((number + i * _GOLDEN) % 1) - 1))
             elif owed < size / 4:
                 break
-            owed -= self.draw_thing(label, max(round(min(owed, 1.5 * size)), 1))
+            owed -= self.draw_thing(label, max(round(min(owed, 1.7 * size)), 1))
 
     def draw_thing(self, label, pixels):
         """Draw a thing, return how many of its ``pixels`` found a place."""
@@ -527,10 +540,12 @@ class _Scene:
         height = min(math.sqrt(pixels / (thing.fill * thing.aspect)), 0.8 * self.height)
         width = min(pixels / (thing.fill * height), 0.8 * self.width)
         best = 0.0
-        for attempt in range(9):
+        for attempt in range(14):
             u = self.rng.random(5).tolist()
             if attempt < 8:
                 foot, x = self.place_thing(thing, height, attempt >= 3, u)
+            elif attempt < 12 or best > 0.4:  # anywhere on the ground
+                foot, x = self.horizon + u[0] * (self.height - self.horizon), u[1] * self.width
             else:  # anywhere
                 foot, x = u[0] * self.height, u[1] * self.width
             foot = min(max(foot, height + u[2]), self.height - u[2])
@@ -710,15 +725,15 @@ class _Scene:
 
     def render(self):
         rng = self.rng
-        gain = (0.7 + 0.5 * rng.random()) * (0.94 + 0.12 * rng.random(3))
+        gain = (0.75 + 0.4 * rng.random()) * (0.94 + 0.12 * rng.random(3))
         colours = (np.array(self.colours) * gain).astype(np.float32)
         image = colours.take(self.paint, axis=0)
         image *= (0.85 + 0.3 * self.clouds[::-1, ::-1])[:, :, None]
         # A lens blurs a little before the sensor adds its noise.
-        image[1:-1] = 0.5 * image[1:-1] + 0.25 * (image[:-2] + image[2:])
-        image[:, 1:-1] = 0.5 * image[:, 1:-1] + 0.25 * (image[:, :-2] + image[:, 2:])
+        image[1:-1] = 0.7 * image[1:-1] + 0.15 * (image[:-2] + image[2:])
+        image[:, 1:-1] = 0.7 * image[:, 1:-1] + 0.15 * (image[:, :-2] + image[:, 2:])
         noise = rng.integers(0, 256, image.shape, dtype=np.uint8)
-        image += np.float32(0.1) * (noise.astype(np.float32) - 127.5)
+        image += np.float32(0.07) * (noise.astype(np.float32) - 127.5)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 

@@ -142,9 +142,12 @@ def per_channel(constant: Tensor, logits: Tensor) -> Tensor:
 
 
 def per_pixel(constant: Tensor, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """The constant (L,) of each pixel's true class, (B, *spatial); 0 at ignored pixels."""
+    """The constant (L,) of each pixel's true class, (B, *spatial).
+
+    An ignored pixel gets class 0's: nothing is multiplied with it there but log p = 0.
+    """
     label = target.where(valid, 0)
-    return constant.to(logits)[label] * valid
+    return constant.to(logits)[label]
 
 
 def reduce(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:

@@ -1,0 +1,141 @@
+"""NYU Depth v2 (Silberman et al. 2012): indoor scenes with 13 classes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+
+MAT = "nyu_depth_v2_labeled.mat"
+NUM_FRAMES = 1449
+
+_TABLES = json.loads(Path(__file__).with_name("classes.json").read_text())
+#: label id of the distribution (0-894) -> one of the 13 classes (1-13), or 0 for unlabelled
+TO_13 = np.append(0, np.append(0, _TABLES["to13"])[_TABLES["to40"]]).astype(np.uint8)
+#: the frames of the official test part, counted from 1; the others are for training
+TEST_FRAMES = frozenset(_TABLES["test"])
+
+
+class NYUv2(SegmentationDataset):
+    """Rooms seen by a Kinect: 795 / 654 frames of 480x640, 13 classes and void.
+
+    ``data_root`` is the official file ``nyu_depth_v2_labeled.mat``, a folder that holds it, or the
+    folder of image files that ``python -m patlib.data.nyuv2`` makes of it. If a folder is both, the
+    official file counts. Its 894 label ids become the 40 classes of Gupta et al. 2013, and
+    these the 13 of Couprie et al. 2013; id 0 is void, about 17 % of the pixels. The white border
+    of the frames (about 8 pixels, mostly void) is left as it is.
+
+    A ``.mat`` of fewer than 1449 frames is taken as the first of them: the official split goes by
+    the number of the frame.
+
+    Sources: Silberman, Hoiem, Kohli and Fergus, "Indoor Segmentation and Support Inference from
+    RGBD Images", ECCV 2012. Gupta, Arbelaez and Malik, "Perceptual Organization and Recognition of
+    Indoor Scenes from RGB-D Images", CVPR 2013. Couprie, Farabet, Najman and LeCun, "Indoor
+    Semantic Segmentation using Depth Information", ICLR 2013.
+    """
+
+    name = "nyuv2"
+    default_size = (256, 340)
+    class_names = tuple(_TABLES["names13"])
+    labels: ClassVar = {0: IGNORE_INDEX, **{c + 1: c for c in range(13)}}
+    layout = (
+        "NYU Depth v2 comes from cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html (the labelled "
+        f"dataset, {MAT}, 2.8 GB). Expected as data_root: that file, a folder that holds it, or "
+        f"the folder that `python -m patlib.data.nyuv2 {MAT} FOLDER` makes of it:\n"
+        "  images/0001.png ... 1449.png     the frames (JPEG frames are read too)\n"
+        "  labels13/0001.png ... 1449.png   their classes: 0 void, 1 bed ... 13 window\n"
+        "  splits.csv                       index,split with the rows 1,test ... 1449,train"
+    )
+
+    def official_splits(self) -> dict[str, list[Sample]]:
+        mat = self.root if self.root.is_file() else self.root / MAT
+        self._mat = mat if mat.is_file() else None
+        return self._mat_splits() if self._mat else self._prepared_splits()
+
+    def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
+        if self._mat is None:
+            return super().read(sample)
+        index = int(sample.id) - 1
+        # Opened for every frame (about a millisecond): nothing to share between threads, to pickle,
+        # or to inherit by a fork.
+        with self._open_mat() as file:
+            try:
+                image, ids = file["images"][index], file["labels"][index]
+            except OSError as error:
+                raise ValueError(
+                    f"{self._mat}: frame {sample.id} cannot be read ({error})"
+                ) from error
+        if ids.max() >= len(TO_13):
+            raise ValueError(
+                f"{self._mat}: label id(s) {np.unique(ids[ids >= len(TO_13)])[:8].tolist()} in "
+                f"frame {sample.id} outside those of {self.name!r}; allowed are 0 to "
+                f"{len(TO_13) - 1}"
+            )
+        # MATLAB stores columns first: (3, W, H) and (W, H) here.
+        return Image.fromarray(np.ascontiguousarray(image.transpose(2, 1, 0))), TO_13[ids.T]
+
+    def _find_root(self, root: str | Path | None) -> Path:
+        if root is not None and Path(root).expanduser().is_file():
+            return Path(root).expanduser()
+        return super()._find_root(root)
+
+    # -- the official file -----------------------------------------------------------------------
+
+    def _open_mat(self) -> h5py.File:
+        try:
+            return h5py.File(self._mat, "r")
+        except OSError as error:
+            raise ValueError(f"{self._mat}: not a whole HDF5 file ({error})") from error
+
+    def _mat_splits(self) -> dict[str, list[Sample]]:
+        with self._open_mat() as file:
+            images, labels = (getattr(file.get(k), "shape", None) for k in ("images", "labels"))
+        n, *size = labels or (0,)
+        if images != (n, 3, *size) or len(size) != 2 or not 0 < n <= NUM_FRAMES:
+            raise ValueError(
+                f"{self._mat}: expected are images (N, 3, W, H) and labels (N, W, H) of up to "
+                f"{NUM_FRAMES} frames, found are images {images} and labels {labels}.\n"
+                f"{self.layout}"
+            )
+        splits = {"train": [], "test": []}
+        for frame in range(1, n + 1):
+            sample = Sample(f"{frame:04d}", self._mat, self._mat)
+            splits["test" if frame in TEST_FRAMES else "train"].append(sample)
+        return splits
+
+    # -- the prepared folder ---------------------------------------------------------------------
+
+    def _prepared_splits(self) -> dict[str, list[Sample]]:
+        for wanted in ("images", "labels13", "splits.csv"):
+            if not (self.root / wanted).exists():
+                raise self._incomplete(f"there is neither {MAT} nor {wanted}")
+        images = {
+            f.stem: f for f in (self.root / "images").iterdir() if f.suffix in (".png", ".jpg")
+        }
+        splits = {"train": [], "test": []}
+        for frame, split in self._read_csv(self.root / "splits.csv").items():
+            name = f"{frame:04d}"
+            image = images.get(name, self.root / "images" / f"{name}.png")
+            splits[split].append(Sample(name, image, self.root / "labels13" / f"{name}.png"))
+        return splits
+
+    @staticmethod
+    def _read_csv(path: Path) -> dict[int, str]:
+        """Frame -> "train" or "test", in ascending order."""
+        with path.open(newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        splits = {}
+        for line, row in enumerate(rows, start=2):
+            ok = len(row) == 2 and row[0].isdecimal() and row[1] in ("train", "test")
+            if header != ["index", "split"] or not ok or int(row[0]) in splits:
+                raise ValueError(
+                    f"{path}: line {line} is {','.join(row)!r}; expected is the header index,split "
+                    "and then, once for each frame, its number and train or test"
+                )
+            splits[int(row[0])] = row[1]
+        return dict(sorted(splits.items()))
