@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from patlib.data import check_data_params
+from patlib.data import Synthetic, check_data_params
 from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES, check_choice, check_image_size
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
@@ -88,10 +88,14 @@ class RunConfig:
             value = getattr(self, name)
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))
-            elif not (isinstance(value, str) and value or (value is None and name == "data_root")):
+            elif not (
+                (isinstance(value, str) and value) or (value is None and name == "data_root")
+            ):
                 raise ValueError(f"{name}={value!r} is not allowed: it takes the path of a folder")
 
         check_data_params(self.dataset, self.data_params)
+        if self.dataset == "synthetic":  # needs no files to check the values as well
+            Synthetic(image_size=self.image_size, **self.data_params)
         if (self.data_root is None) != (self.dataset == "synthetic"):
             raise ValueError(
                 f"data_root={self.data_root!r} is not allowed: "

@@ -1,5 +1,7 @@
 """Scores of a segmentation from one confusion matrix over a whole data set."""
 
+import math
+
 import torch
 from torchmetrics import Metric
 
@@ -41,7 +43,7 @@ class SegmentationMetrics(Metric):
         self.add_state("confusion", zeros, dist_reduce_fx="sum")
         zero = torch.zeros((), dtype=torch.float64)
         self.add_state("released_sum", zero, dist_reduce_fx="sum")
-        self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("released_batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
         """Count a batch.
@@ -71,13 +73,13 @@ class SegmentationMetrics(Metric):
                     f"{name} has label {int(labels.min())} ... {int(labels.max())}, allowed are "
                     f"0 ... {self.num_classes - 1}"
                 )
-        cells = torch.bincount(
-            truth * self.num_classes + predicted, minlength=self.num_classes**2
-        )
+        cells = torch.bincount(truth * self.num_classes + predicted, minlength=self.num_classes**2)
         confusion = cells.view(self.num_classes, self.num_classes)
         self.confusion += confusion
-        self.released_sum += released_miou_from_confusion(confusion)
-        self.batches += 1
+        released = float(released_miou_from_confusion(confusion))
+        if not math.isnan(released):  # NaN: none of its three classes is in this batch
+            self.released_sum += released
+            self.released_batches += 1
 
     def compute(self) -> dict:
         """The scores, as floats in [0, 1].
@@ -99,7 +101,7 @@ class SegmentationMetrics(Metric):
             "pixel_accuracy": hit.sum() / truth.sum(),
             "mean_accuracy": (hit / truth).nanmean(),
             "dice_error": 1 - dice.nanmean(),
-            "released_miou": self.released_sum / self.batches,
+            "released_miou": self.released_sum / self.released_batches,
             **{name: iou[classes].nanmean() for name, classes in (self.groups or {}).items()},
         }
         return {**{name: float(score) for name, score in scores.items()}, "iou": iou.tolist()}

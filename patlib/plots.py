@@ -101,8 +101,9 @@ def plot_iou(record: RunRecord):
     order = [c for classes in groups.values() for c in classes]
     names = [record.result["class_names"][c] for c in order]
     colors = [GROUP_COLORS[group] for group, classes in groups.items() for _ in classes]
-    hatches = [h for h, classes in zip(("", "//", "xx"), groups.values(), strict=True)
-               for _ in classes]
+    hatches = [
+        h for h, classes in zip(("", "//", "xx"), groups.values(), strict=True) for _ in classes
+    ]
 
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 0.32 * len(order) + 1.2), sharey=True, layout="constrained"

@@ -44,13 +44,6 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
         FloatingPointError: the training loss became infinite or NaN; the last good checkpoint
             stays.
     """
-    output_dir = Path(config.output_dir)
-    if (output_dir / RECORD).is_file():
-        record = RunRecord.load(output_dir / RECORD)
-        results_version = record.result.get("results_version")
-        _check_same_run(output_dir, config, {**record.config, "results_version": results_version})
-        return record
-
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -59,7 +52,7 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     )
     # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
     fabric.launch(_train, config.to_dict(), progress)
-    return RunRecord.load(output_dir / RECORD)
+    return RunRecord.load(Path(config.output_dir) / RECORD)
 
 
 def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
@@ -67,11 +60,19 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
     started = time.perf_counter()
     output_dir = Path(config.output_dir)
     bar = _bar if progress and fabric.is_global_zero else _no_bar
-    checkpoint = _load_checkpoint(output_dir, config)
 
     datasets = {split: _dataset(config, split) for split in ("train", "validation", "test")}
     num_classes = datasets["train"].num_classes
     arrays = {split: load_arrays(dataset, progress=bar) for split, dataset in datasets.items()}
+    fingerprints = {split: part.fingerprint for split, part in arrays.items()}
+    identity = {
+        **config.identity(),
+        "results_version": RESULTS_VERSION,
+        "data": fingerprints,
+    }
+    if _finished(output_dir, identity):
+        return
+    checkpoint = _load_checkpoint(output_dir, identity)
     class_counts = count_classes(arrays["train"], num_classes)
     images = {split: Images(part, fabric.device) for split, part in arrays.items()}
     if config.batch_size > len(images["train"]):
@@ -145,7 +146,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
                 output_dir / CHECKPOINT,
                 {
                     "config": config.to_dict(),
-                    "results_version": RESULTS_VERSION,
+                    "identity": identity,
                     "class_names": datasets["train"].class_names,
                     "image_size": datasets["train"].image_size,
                     "curves": curves,
@@ -179,7 +180,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
             "train_images_per_second": (
                 config.epochs * steps_per_epoch * config.batch_size / train_seconds
             ),
-            "data": {split: part.fingerprint for split, part in arrays.items()},
+            "data": fingerprints,
             "num_images": {split: len(part) for split, part in images.items()},
         },
     )
@@ -282,26 +283,37 @@ def _dataset(config: RunConfig, split: str):
     )
 
 
-def _check_same_run(output_dir: Path, config: RunConfig, found: dict) -> None:
-    wanted = {**config.identity(), "results_version": RESULTS_VERSION}
+def _finished(output_dir: Path, identity: dict) -> bool:
+    """Whether the folder holds the record of this run; ValueError if it is another's."""
+    if not (output_dir / RECORD).is_file():
+        return False
+    record = RunRecord.load(output_dir / RECORD)
+    results_version = record.result["results_version"]
+    data = record.provenance["data"]
+    found = {**record.config, "results_version": results_version, "data": data}
+    _check_same_run(output_dir, identity, found)
+    return True
+
+
+def _load_checkpoint(output_dir: Path, identity: dict) -> dict | None:
+    """The checkpoint to go on from, if there is one; ValueError if it is another run's."""
+    path = output_dir / CHECKPOINT
+    if not path.is_file():
+        return None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    _check_same_run(output_dir, identity, checkpoint["identity"])
+    return checkpoint
+
+
+def _check_same_run(output_dir: Path, wanted: dict, found: dict) -> None:
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     different = [k for k in wanted if found.get(k) != wanted[k]]
     if different:
         raise ValueError(
             f"output_dir={str(output_dir)!r} holds another run: it differs in "
-            + ", ".join(f"{k} ({found.get(k)!r} there, {wanted[k]!r} asked for)" for k in different)
+            + ", ".join(f"{k} ({found.get(k)!r} there, {wanted[k]!r} here)" for k in different)
             + ". Choose another folder or remove that one."
         )
-
-
-def _load_checkpoint(output_dir: Path, config: RunConfig) -> dict | None:
-    path = output_dir / CHECKPOINT
-    if not path.is_file():
-        return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    found = {**checkpoint["config"], "results_version": checkpoint["results_version"]}
-    _check_same_run(output_dir, config, found)
-    return checkpoint
 
 
 def _save_checkpoint(path: Path, content: dict) -> None:

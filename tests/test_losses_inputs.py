@@ -57,7 +57,7 @@ def test_wrong_num_classes(num_classes):
 )
 def test_unknown_parameter(name, param, allowed):
     pattern = "".join(f"(?=.*{text})" for text in [repr(name), repr(param), *allowed])
-    with pytest.raises(TypeError, match=pattern) as error:
+    with pytest.raises(ValueError, match=pattern) as error:
         build(name, **{param: 1.0})
     # They are given otherwise than as a parameter.
     assert "class_counts" not in str(error.value) and "num_classes" not in str(error.value)

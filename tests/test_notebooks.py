@@ -64,8 +64,11 @@ def test_papermill_documents_every_parameter():
     command = [sys.executable, "-m", "papermill", "--help-notebook", str(TRAIN)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     entries = text.split("Parameters inferred")[1].splitlines()[1:]
-    names = [line.split(":")[0].strip() for line in entries if line.startswith("  ") and
-             not line.startswith("   ")]
+    names = [
+        line.split(":")[0].strip()
+        for line in entries
+        if line.startswith("  ") and not line.startswith("   ")
+    ]
     assert names == [field.name for field in dataclasses.fields(RunConfig)]
     assert "Unknown type" not in text
 

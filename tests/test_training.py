@@ -91,18 +91,27 @@ def test_goes_on_after_an_interruption_to_the_same_result(config, tmp_path, monk
 
 def test_finished_run_returns_its_record_without_training(config, monkeypatch):
     record = train(config, progress=False)
-    monkeypatch.setattr(patlib.training, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(patlib.training, "build_model", lambda *a: pytest.fail("trained again"))
     np.testing.assert_equal(train(config, progress=False).result, record.result)
 
 
 def test_folder_of_another_run_is_refused(config, tmp_path):
     train(config, progress=False)
     other = with_fields(config, learning_rate=0.01)
-    with pytest.raises(ValueError, match=r"learning_rate \(0.001 there, 0.01 asked for\)"):
+    with pytest.raises(ValueError, match=r"learning_rate \(0.001 there, 0.01 here\)"):
         train(other, progress=False)
     (tmp_path / "run" / "record.json").unlink()  # an unfinished run is protected as well
     with pytest.raises(ValueError, match="holds another run"):
         train(other, progress=False)
+
+
+def test_folder_of_the_same_settings_on_other_data_is_refused(config, camvid_tree):
+    train(config, progress=False)
+    (camvid_tree / "train" / "train_0.png").write_bytes(
+        (camvid_tree / "train" / "train_1.png").read_bytes()
+    )
+    with pytest.raises(ValueError, match="holds another run: it differs in data"):
+        train(config, progress=False)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -23,7 +23,7 @@ import numpy as np
 
 __all__ = ["SceneGenerator", "class_names", "draw_scene"]
 
-_VOID = 255  # what the package ignores
+_VOID = 255  # the label of ignored pixels
 
 # Classes from common to rare, each with the smallest number of classes that includes it.
 _CLASSES = {
@@ -329,8 +329,10 @@ def draw_scene(
 class SceneGenerator:
     """Draws the scenes of one data set, any of them at any time.
 
-    A scene depends on the settings, the seed and its index alone. Consecutive indices, 200 or
-    more of them, meet the shares closely; a handful need not contain the rarest classes.
+    A scene depends on the settings, the seed and its index alone. 200 consecutive scenes or more
+    meet the shares: within a few per cent, or as closely as whole things allow where the rarest
+    class comes less than about 20 times (within 20 %, best if the first index is a multiple of
+    20). A handful of scenes need not contain the rarest classes.
 
     Args:
         seed: Which data set, 0 or more.
@@ -338,18 +340,18 @@ class SceneGenerator:
         num_classes: 3 to 20, see `class_names`.
         imbalance: Pixels of the commonest class for one of the rarest, over the data set, 1 or
             more. Ignored pixels are not counted.
-        rare_size: Typical number of pixels of one thing of the rare classes, the last third.
-            Things of the other classes are larger, up to a thirtieth of the image. How often
-            things appear follows from their size and the share of their class.
+        rare_size: Typical number of pixels of one thing of the rare classes, the last third; up
+            to a tenth of the image. Things of the other classes are larger, typically a thirtieth
+            of the image for the commonest. How often things appear follows from their size and
+            the share of their class: many small ones make a crowded street.
 
     Attributes:
         class_names: Names, from the commonest to the rarest.
         shares: Expected share of each class among the valid pixels, (num_classes,).
 
     Raises:
-        ValueError: If an argument is out of range, or if the settings together cannot be met:
-            too few rare things for 200 images to hold the right number of them, or more things
-            than find a place beside one another.
+        ValueError: If an argument is out of range, or if a thing of the rarest class would come
+            in fewer than one of 30 images, too seldom to meet its share.
     """
 
     def __init__(
@@ -393,9 +395,9 @@ class SceneGenerator:
         # From the rarest to the commonest: the order in which they are drawn, front to back.
         self._things = [k for k in range(num_classes)[::-1] if self.class_names[k] in _THINGS]
         largest = max(rare_size, pixels / 30)
-        first, tail = self._things[-1], num_classes - num_classes // 3
-        self._tail = tail
-        rank = np.clip([(tail - k) / max(tail - first, 1) for k in self._things], 0, 1)
+        first, self._tail = self._things[-1], num_classes - num_classes // 3
+        rank = (self._tail - np.array(self._things)) / max(self._tail - first, 1)
+        rank = np.clip(rank, 0, 1)  # 0 for the rare classes, 1 for the commonest thing
         self._sizes = rare_size * (largest / rare_size) ** rank
         per_image = self.shares[self._things] * pixels * (1 - _VOID_SHARE)
         rates = per_image / self._sizes
@@ -408,9 +410,8 @@ class SceneGenerator:
         # Things come in groups: several in some images, none in others.
         self._groups = np.ceil(rates / 0.7).astype(int)
         self._presence = np.append(rates / self._groups, _VOID_PRESENCE)
-        rng = _generator(self.seed, 0)
-        self._phases = rng.random((2, len(self._presence)))
-        self._block = None
+        self._phases = _generator(self.seed, 0).random((2, len(self._presence)))
+        self._block = None  # the order of the images in the block drawn last
 
     def _schedule(self, index):
         """A number in [0, 1) for each thing class that comes in image ``index``, NaN for others.
@@ -418,11 +419,12 @@ class SceneGenerator:
         The void comes last. The images a class comes in are spread as evenly as its rate allows
         (but shuffled within a block, for each class on its own), and so are its numbers.
         """
-        block, place = divmod(index, _BLOCK)
-        if self._block is None or self._block[0] != block:
-            order = _generator(self.seed, 1, block).random((len(self._presence), _BLOCK))
-            self._block = (block, order.argsort(axis=1, kind="stable"))
-        turn = block * _BLOCK + self._block[1][:, place]
+        number, place = divmod(index, _BLOCK)
+        block = self._block
+        if block is None or block[0] != number:
+            order = _generator(self.seed, 1, number).random((len(self._presence), _BLOCK))
+            block = self._block = (number, order.argsort(axis=1, kind="stable"))
+        turn = number * _BLOCK + block[1][:, place]
         before = np.floor(self._phases[0] + turn * self._presence)
         after = np.floor(self._phases[0] + (turn + 1) * self._presence)
         return np.where(after > before, (self._phases[1] + after * _GOLDEN) % 1, np.nan)
@@ -628,26 +630,23 @@ class _Scene:
             "building": lambda: self.paint_facades(facade),
             "sky": self.paint_sky,
         }
-        # From the sky down, facades reaching to the ground at first.
-        labels, paint = None, None
-        bands = [(name, end) for name, end in zip(self.regions, ends, strict=True)]
-        bands = [(name, end) for name, end in bands if name not in _FRONTS]
+        # Bands from the sky down, the facades reaching to the ground at first.
+        bands = [x for x in zip(self.regions, ends, strict=True) if x[0] not in _FRONTS]
         levels = _level(values, [end for _, end in bands])
-        for (name, _), level in zip(bands[::-1], levels[::-1], strict=True):
-            if paint is None:
-                paint = painters[name]()
-                labels = np.full(order.shape, names.index(name), dtype=np.uint8)
-            else:
-                below = order <= level
-                paint = np.where(below, painters[name](), paint)
-                labels[below] = names.index(name)
+        top = bands[-1][0]
+        labels = np.full(order.shape, names.index(top), dtype=np.uint8)
+        paint = painters[top]()
+        for (name, _), level in list(zip(bands, levels, strict=True))[-2::-1]:
+            taken = order <= level
+            labels[taken] = names.index(name)
+            paint = np.where(taken, painters[name](), paint)
         # A wall or a fence hides the foot of the facades, each on its own side.
-        other = (self.sideways > 0) == (self.rng.random() < 0.5)
+        right = (self.sideways > 0) == (self.rng.random() < 0.5)
         counts = dict(zip(self.regions, np.diff(ends, prepend=0).tolist(), strict=True))
         for name in _FRONTS:
             if name in counts:
-                facades = left & (labels == names.index("building"))
-                field = np.where(facades, order + 4 * (other == (name == "wall")), 9)
+                field = order + 4 * (right == (name == "wall"))
+                field = np.where(left & (labels == names.index("building")), field, 9)
                 taken = field <= _level(field, counts[name])
                 labels[taken] = names.index(name)
                 paint = np.where(taken, painters[name](), paint)

@@ -1,6 +1,4 @@
 """The embedded data set."""
-from pathlib import Path
-from typing import ClassVar
 
 from PIL import Image
 
@@ -62,7 +60,9 @@ class Synthetic(SegmentationDataset):
 
     def _find_root(self, root):
         if root is not None:
-            raise ValueError(f"data_root={str(root)!r} given, but 'synthetic' is drawn: leave it out")
+            raise ValueError(
+                f"data_root={str(root)!r} is not allowed: 'synthetic' is drawn and has no folder"
+            )
 
     def _check_files(self):
         pass

@@ -65,8 +65,7 @@ def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.M
 
     Raises:
         ValueError: unknown name; class_counts missing where needed, or not L finite numbers >= 0;
-            a parameter of the wrong type or out of bounds.
-        TypeError: a parameter that the loss does not have.
+            a parameter that the loss does not have, of the wrong type or out of bounds.
 
     >>> build_loss("pat", num_classes=13, temperature=5)
     PATLoss(num_classes=13, ignore_index=255, reduction='mean', temperature=5.0, epsilon=0.0, \
@@ -84,7 +83,7 @@ size_exponent=1.0, weight='beta', normalize='images', detach=False)
     allowed = sorted(accepted - given.keys())
     for param in params:
         if param not in allowed:
-            raise TypeError(
+            raise ValueError(
                 f"loss {name!r} has no parameter {param!r}, it has {', '.join(allowed)}"
             )
     return module(**given, **params)
