@@ -144,8 +144,9 @@ class RunConfig:
         return self.device
 
     def to_dict(self) -> dict:
-        """Plain values, fit for JSON; ``RunConfig(**config.to_dict())`` gives the same again."""
-        return dataclasses.asdict(self)
+        """Values fit for JSON; ``RunConfig(**config.to_dict())`` gives the same again."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def identity(self) -> dict:
         """The settings that the result depends on: all but where it reads and writes."""

@@ -82,6 +82,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
         )
     data_seconds = time.perf_counter() - started
 
+    torch.backends.cudnn.benchmark = True  # every batch has the same size
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes, **config.model_params)
     model = model.to(memory_format=torch.channels_last)
@@ -205,7 +206,6 @@ class Images:
 
     def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image float (B, 3, H, W) in channels_last, and target int64 (B, H, W), on the device."""
-        index = index.to(self.images.device)
         image = self.images[index].to(self.device, non_blocking=True)
         target = self.masks[index].to(self.device, non_blocking=True)
         # (B, H, W, 3) seen as (B, 3, H, W) *is* channels_last.
@@ -220,6 +220,8 @@ class Images:
         generator = torch.Generator().manual_seed(_mix(config.seed, epoch))
         order = torch.randperm(len(self), generator=generator)
         flipped = torch.rand(len(self), generator=generator) < 0.5
+        # Once an epoch, so that no step waits for a copy.
+        order, flipped = order.to(self.images.device), flipped.to(self.images.device)
         share = config.batch_size // config.devices
         for start in range(0, len(self) - config.batch_size + 1, config.batch_size):
             index = order[start + rank * share : start + (rank + 1) * share]
@@ -231,7 +233,8 @@ class Images:
 
     def batches(self, batch_size: int, rank: int = 0, ranks: int = 1):
         """All images in order; of several processes, each gets every ranks-th batch."""
-        for batch in list(torch.arange(len(self)).split(batch_size))[rank::ranks]:
+        index = torch.arange(len(self), device=self.images.device)
+        for batch in index.split(batch_size)[rank::ranks]:
             yield self.batch(batch)
 
 
@@ -306,7 +309,6 @@ def _load_checkpoint(output_dir: Path, identity: dict) -> dict | None:
 
 
 def _check_same_run(output_dir: Path, wanted: dict, found: dict) -> None:
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     different = [k for k in wanted if found.get(k) != wanted[k]]
     if different:
         raise ValueError(

@@ -52,6 +52,7 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert wanted <= set(stored["provenance"])
     loaded = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(loaded.result["test"], record.result["test"])
+    assert loaded.config == config.identity()
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(r["train_loss"]) for r in rows] == record.result["curves"]["train_loss"]

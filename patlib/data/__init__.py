@@ -12,7 +12,7 @@ from patlib.data.dataset import IGNORE_INDEX, SegmentationDataset, check_choice
 from patlib.data.folder import Folder
 from patlib.data.nyuv2 import NYUv2
 from patlib.data.oxford_pet import OxfordPet
-from patlib.data.synthetic_dataset import Synthetic
+from patlib.data.synthetic import Synthetic
 
 __all__ = [
     "DATASETS",

@@ -1,16 +1,20 @@
-"""What the losses share: the checks at the door, log p of the true class, the reduction.
+"""What the losses share: the checks at the door, the loss of a pixel, the reduction.
 
 Every loss of this package has the same form. From the logits x (B, L, *spatial) it takes, for each
 pixel, the log-probability of its true class y under a softmax of adjusted logits z = z(x),
 
     log p = z_y - log Σ_l exp(z_l),
 
-and sums a function of that one number over the valid pixels. So each loss file does three things:
-`prepare`, `true_class_log_prob`, `reduce`, with its own equation between them.
+and weighs a function f of that one number: the loss of the pixel is w · f(log p), with w a
+constant of the pixel's class, or of its class in its image. So each loss file says what z, w and f
+are, `pixel_loss` computes it, and `reduce` sums it up.
 """
 
+import functools
 import math
 import numbers
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 REDUCTIONS = ("mean", "sum", "none")
+# Logits that are worked on at a time on a CPU, so that they and what is made of them stay in its
+# cache: 2 MiB in float32.
+CHUNK = 2**19
 
 
 def check_number(name, value, *, minimum=-math.inf, above=-math.inf, below=math.inf):
@@ -93,13 +100,12 @@ def check_channels(logits, num_classes):
         )
 
 
-def prepare(logits, target, ignore_index, reduction, num_classes=None) -> tuple[Tensor, Tensor]:
-    """Check what a loss was called with; return the logits to compute on, and the valid pixels.
+def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> Tensor:
+    """Check what a loss was called with; return the valid pixels, True (B, *spatial).
 
-    The logits come back as float32 (half, bfloat16) or as they are (float32, float64); `valid` is
-    True (B, *spatial) where the target is not `ignore_index`. Raises ValueError for logits that
-    are not floating (B, L, *spatial) or whose L is not `num_classes`, a target that is not int64
-    (B, *spatial) and, where looking costs no wait for a device, for a label that is no class.
+    Raises ValueError for logits that are not floating (B, L, *spatial) or whose L is not
+    `num_classes`, a target that is not int64 (B, *spatial) and, where looking costs no wait for a
+    device, for a label that is no class.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_integer("ignore_index", ignore_index)
@@ -118,14 +124,26 @@ def prepare(logits, target, ignore_index, reduction, num_classes=None) -> tuple[
     if num_classes is not None:
         check_channels(logits, num_classes)
     valid = target != ignore_index
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = valid & ((target < 0) | (target >= logits.shape[1]))
-        if wrong.any():
+    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
+        smallest, largest = torch.aminmax(target.where(valid, 0))
+        if smallest < 0 or largest >= logits.shape[1]:
+            wrong = valid & ((target < 0) | (target >= logits.shape[1]))
             raise ValueError(
                 f"target must be in 0 ... {logits.shape[1] - 1} or ignore_index={ignore_index}, "
                 f"got {target[wrong][0].item()}"
             )
-    return (logits if logits.dtype == torch.float64 else logits.float()), valid
+    return valid
+
+
+def computed_in(logits: Tensor) -> torch.dtype:
+    """float64 for float64 logits; float32 for all others, so for half and bfloat16."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def prepare(logits, target, ignore_index, reduction, num_classes=None) -> tuple[Tensor, Tensor]:
+    """`check_batch`; return the logits in the type to compute in, and the valid pixels."""
+    valid = check_batch(logits, target, ignore_index, reduction, num_classes)
+    return logits.to(computed_in(logits)), valid
 
 
 def true_class_log_prob(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -133,21 +151,190 @@ def true_class_log_prob(logits: Tensor, target: Tensor, ignore_index: int) -> Te
 
     Differentiable in `logits`; no gradient reaches them from an ignored pixel.
     """
-    return -F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    if not torch.compiler.is_compiling():
+        return -F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    # A comparison fuses with the softmax around it, forward and backward; a gather's gradient
+    # would be one tensor more, of zeros to scatter into.
+    true = is_true_class(logits, target) & (target != ignore_index).unsqueeze(1)
+    return F.log_softmax(logits, 1).where(true, 0).sum(1)
+
+
+def is_true_class(logits: Tensor, label: Tensor) -> Tensor:
+    """True (B, L, *spatial) at each pixel's true class."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return label.unsqueeze(1) == per_channel(classes, logits)
 
 
 def per_channel(constant: Tensor, logits: Tensor) -> Tensor:
     """A constant of each class (L,), shaped to broadcast over logits (B, L, *spatial)."""
-    return constant.to(logits).reshape(-1, *(1 for _ in logits.shape[2:]))
+    return constant.reshape(-1, *(1 for _ in logits.shape[2:]))
 
 
-def per_pixel(constant: Tensor, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """The constant (L,) of each pixel's true class, (B, *spatial).
+def pixel_loss(
+    logits: Tensor,
+    target: Tensor,
+    f: Callable[[Tensor], Tensor],
+    *,
+    ignore_index: int,
+    weights: Tensor | None = None,
+    adjust: Callable[[Tensor, Tensor], Tensor] | None = None,
+    scale: float = 1.0,
+    total_of: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss w · f(log p) of each pixel, and Σ w · g(log p) over all of them.
 
-    An ignored pixel gets class 0's: nothing is multiplied with it there but log p = 0.
+    Costs less than `F.cross_entropy`, in time and memory: on a CPU by `_InChunks`, on a GPU by
+    what `torch.compile` makes of `composed`, inside of a user's `torch.compile` by `composed`
+    itself. What has been checked is not checked again.
+
+    Args:
+        logits: x (B, L, *spatial), floating.
+        target: (B, *spatial), int64, 0 ... L-1 or `ignore_index`.
+        f: of log p, a tensor of any shape; element by element, differentiable.
+        ignore_index: label of the pixels of loss 0.
+        weights: w of each class, (L,), or of each class in each image, (B, L); None for 1.
+        adjust: z(x, label), of logits (b, L, n) and true classes (b, n) (class 0 at ignored
+            pixels), any part of the batch; None for z = x.
+        scale: ∂z_l / ∂x_l, the same for all.
+        total_of: g; None for 0.
+
+    Returns:
+        loss (B, *spatial), differentiable; total, a number without gradient. Both float32, or
+        float64 for float64 logits.
     """
+    if weights is not None:
+        weights = weights.to(logits.device, computed_in(logits)).expand(logits.shape[:2])
+    # One axis of pixels: (B, L, P) and (B, P).
+    pixels = math.prod(target.shape[1:])
+    x = logits.reshape(*logits.shape[:2], pixels)
+    label = target.reshape(len(target), pixels)
+    compute = composed if torch.compiler.is_compiling() else implementation(logits.device.type)
+    loss, total = compute(x, label, f, ignore_index, weights, adjust, scale, total_of)
+    return loss.reshape(target.shape), total
+
+
+def implementation(device_type: str):
+    """How `pixel_loss` computes outside of `torch.compile`."""
+    return {"cpu": _InChunks.apply, "cuda": compiled}.get(device_type, composed)
+
+
+def composed(x, target, f, ignore_index, weights, adjust, scale, total_of):
+    """`pixel_loss` in plain PyTorch: what is compiled, and what the others must equal."""
+    valid = target != ignore_index
     label = target.where(valid, 0)
-    return constant.to(logits)[label]
+    z = x.to(computed_in(x))
+    if adjust:
+        z = adjust(z, label)  # contains scale
+    log_p = true_class_log_prob(z, target, ignore_index)
+    w = _weight(weights, label, valid, log_p.dtype)
+    total = (w * total_of(log_p.detach())).sum() if total_of else w.new_zeros(())
+    return w * f(log_p), total
+
+
+def _weight(weights, label, valid, dtype) -> Tensor:
+    """w of each pixel, (b, n); 0 at ignored ones."""
+    if weights is None:
+        return valid.to(dtype)
+    return weights.gather(1, label) * valid
+
+
+@functools.cache
+def _compiler():
+    # Not before it is needed: asking for the compiler takes seconds.
+    return torch.compile(composed)
+
+
+_cannot_compile = False
+
+
+def compiled(*args):
+    """`composed`, compiled for the device of the logits; as it is where that is not possible."""
+    global _cannot_compile
+    if not _cannot_compile:
+        try:
+            return _compiler()(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _cannot_compile = True
+            warnings.warn(
+                "torch.compile failed, the losses of patlib take more time and memory without "
+                f"it: {error}",
+                stacklevel=2,
+            )
+    return composed(*args)
+
+
+class _InChunks(torch.autograd.Function):
+    """`pixel_loss` on a CPU: part by part, each small enough for the cache.
+
+    With u the gradient that arrives at a pixel's loss, the one that leaves for its logits is
+
+        ∂/∂x_l = u · w f'(log p) · ([l = y] - p_l) · scale,
+
+    so of the forward pass only w f', one number a pixel, is kept. The softmax is made again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, target, f, ignore_index, weights, adjust, scale, total_of):
+        ctx.arguments = (f, ignore_index, weights, adjust, scale, total_of)
+        dtype = computed_in(x)
+        loss = torch.empty(target.shape, dtype=dtype)
+        slope = torch.empty_like(loss) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=dtype)
+        for images, pixels in _chunks(x):
+            z, label, valid = _chunk(x, target, images, pixels, ignore_index, adjust)
+            log_p = z.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
+            log_p.masked_fill_(~valid, 0)
+            w = _weight(None if weights is None else weights[images], label, valid, dtype)
+            if total_of:
+                total += (w * total_of(log_p)).sum()
+            with torch.set_grad_enabled(slope is not None):
+                value = f(log_p.requires_grad_(slope is not None))
+            if slope is not None:
+                (derivative,) = torch.autograd.grad(value, log_p, torch.ones_like(value))
+                torch.mul(w, derivative, out=slope[images, pixels])
+            torch.mul(w, value.detach(), out=loss[images, pixels])
+        ctx.save_for_backward(x, target, slope)
+        ctx.mark_non_differentiable(total)
+        return loss, total
+
+    @staticmethod
+    def backward(ctx, u, _):
+        x, target, slope = ctx.saved_tensors
+        f, ignore_index, weights, adjust, scale, total_of = ctx.arguments
+        if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient
+            loss, _ = composed(x, target, *ctx.arguments)
+            (grad,) = torch.autograd.grad(loss, x, u, create_graph=True)
+            return grad, *(None,) * 7
+        grad = torch.empty_like(x)
+        for images, pixels in _chunks(x):
+            z, label, _ = _chunk(x, target, images, pixels, ignore_index, adjust)
+            p_minus_true = z.softmax(1)
+            minus_one = p_minus_true.new_full((), -1).expand(label.unsqueeze(1).shape)
+            p_minus_true.scatter_add_(1, label.unsqueeze(1), minus_one)
+            factor = -scale * u[images, pixels] * slope[images, pixels]
+            torch.mul(p_minus_true, factor.unsqueeze(1), out=grad[images, :, pixels])
+        return grad, *(None,) * 7
+
+
+def _chunks(x: Tensor):
+    """Slices of images and of pixels that divide logits (B, L, P) into parts of about CHUNK."""
+    num_images, num_classes, num_pixels = x.shape
+    most = max(CHUNK // num_classes, 1)  # pixels
+    images = max(most // max(num_pixels, 1), 1)
+    parts = max(math.ceil(num_pixels / most), 1)
+    pixels = max(math.ceil(num_pixels / parts), 1)
+    for i in range(0, num_images, images):
+        for j in range(0, num_pixels, pixels):
+            yield slice(i, i + images), slice(j, j + pixels)
+
+
+def _chunk(x, target, images, pixels, ignore_index, adjust):
+    """Adjusted logits (b, L, n), true classes (b, n) and valid pixels (b, n) of a part."""
+    part = target[images, pixels]
+    valid = part != ignore_index
+    label = part.where(valid, 0)
+    z = x[images, :, pixels].to(computed_in(x))
+    return adjust(z, label) if adjust else z, label, valid
 
 
 def reduce(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from ._core import (
     PixelLoss,
+    check_batch,
     check_choice,
     check_class_counts,
     check_number,
+    computed_in,
     per_channel,
-    prepare,
+    pixel_loss,
     reduce,
-    true_class_log_prob,
 )
 
 NOISES = ("gaussian", "uniform", "xavier")
@@ -44,22 +45,25 @@ def check_noise(noise, sigma) -> float:
 
 
 def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
-    """One number for each logit, from PyTorch's global generator of the logits' device."""
+    """A new tensor of one number for each logit, from PyTorch's global generator of the device."""
+    drawn = torch.empty_like(logits, dtype=computed_in(logits), requires_grad=False)
     if noise == "uniform":
-        return torch.empty_like(logits, requires_grad=False).uniform_(-sigma, sigma)
+        return drawn.uniform_(-sigma, sigma)
     if noise == "xavier":
         # Xavier's normal initialisation, variance 2 / (fan_in + fan_out), of an L x L matrix.
         sigma = logits.shape[1] ** -0.5
-    return torch.randn_like(logits, requires_grad=False) * sigma
+    return drawn.normal_(std=sigma)
 
 
 def varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction) -> Tensor:
-    logits, valid = prepare(logits, target, ignore_index, reduction, len(variation))
+    valid = check_batch(logits, target, ignore_index, reduction, len(variation))
     if training:
-        size = draw_noise(logits, noise, sigma).clamp_(-1, 1).abs_()
-        logits = logits + size * per_channel(variation, logits)
-    log_p = true_class_log_prob(logits, target, ignore_index)
-    return reduce(-log_p, valid, reduction)
+        size = draw_noise(logits, noise, sigma).abs_().clamp_max_(1)
+        share = per_channel(variation.to(size), logits)
+        # In place: one tensor of the size of the logits in all.
+        logits = size.mul_(share).add_(logits)
+    loss, _ = pixel_loss(logits, target, torch.neg, ignore_index=ignore_index)
+    return reduce(loss, valid, reduction)
 
 
 def blv_loss(

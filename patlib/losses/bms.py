@@ -1,22 +1,28 @@
 """Balanced softmax."""
 
+import torch
 from torch import Tensor
 
 from ._core import (
     PixelLoss,
+    check_batch,
     check_class_counts,
+    computed_in,
     per_channel,
-    prepare,
+    pixel_loss,
     reduce,
-    true_class_log_prob,
 )
 
 
 def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Tensor:
-    logits, valid = prepare(logits, target, ignore_index, reduction, len(log_counts))
-    balanced = logits + per_channel(log_counts, logits)
-    log_p = true_class_log_prob(balanced, target, ignore_index)
-    return reduce(-log_p, valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction, len(log_counts))
+    log_n = log_counts.to(logits.device, computed_in(logits))
+
+    def balanced(x, label):
+        return x + per_channel(log_n, x)
+
+    loss, _ = pixel_loss(logits, target, torch.neg, adjust=balanced, ignore_index=ignore_index)
+    return reduce(loss, valid, reduction)
 
 
 def bms_loss(

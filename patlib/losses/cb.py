@@ -5,12 +5,11 @@ from torch import Tensor
 
 from ._core import (
     PixelLoss,
+    check_batch,
     check_class_counts,
     check_number,
-    per_pixel,
-    prepare,
+    pixel_loss,
     reduce,
-    true_class_log_prob,
 )
 
 
@@ -45,10 +44,11 @@ def cb_weights(class_counts, beta: float | None = None) -> Tensor:
 
 
 def weighted_ce(logits, target, class_weights, ignore_index, reduction) -> Tensor:
-    logits, valid = prepare(logits, target, ignore_index, reduction, len(class_weights))
-    log_p = true_class_log_prob(logits, target, ignore_index)
-    weight = per_pixel(class_weights, logits, target, valid)
-    return reduce(weight * -log_p, valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction, len(class_weights))
+    loss, _ = pixel_loss(
+        logits, target, torch.neg, weights=class_weights, ignore_index=ignore_index
+    )
+    return reduce(loss, valid, reduction)
 
 
 def cb_loss(

@@ -2,16 +2,21 @@
 
 from torch import Tensor
 
-from ._core import PixelLoss, per_pixel, prepare, reduce, true_class_log_prob
+from ._core import PixelLoss, check_batch, pixel_loss, reduce
 from .cb import cb_weights
 from .focal import check_gamma, focal
 
 
 def weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction) -> Tensor:
-    logits, valid = prepare(logits, target, ignore_index, reduction, len(class_weights))
-    log_p = true_class_log_prob(logits, target, ignore_index)
-    weight = per_pixel(class_weights, logits, target, valid)
-    return reduce(weight * focal(log_p, gamma), valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction, len(class_weights))
+    loss, _ = pixel_loss(
+        logits,
+        target,
+        lambda log_p: focal(log_p, gamma),
+        weights=class_weights,
+        ignore_index=ignore_index,
+    )
+    return reduce(loss, valid, reduction)
 
 
 def cb_focal_loss(

@@ -1,8 +1,9 @@
 """Cross-entropy."""
 
+import torch
 from torch import Tensor
 
-from ._core import PixelLoss, prepare, reduce, true_class_log_prob
+from ._core import PixelLoss, check_batch, pixel_loss, reduce
 
 
 def ce_loss(
@@ -22,9 +23,9 @@ def ce_loss(
 
     Source: Eq. (1) of the PAT paper, averaged over pixels as usual rather than over images.
     """
-    logits, valid = prepare(logits, target, ignore_index, reduction)
-    log_p = true_class_log_prob(logits, target, ignore_index)
-    return reduce(-log_p, valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction)
+    loss, _ = pixel_loss(logits, target, torch.neg, ignore_index=ignore_index)
+    return reduce(loss, valid, reduction)
 
 
 class CELoss(PixelLoss):

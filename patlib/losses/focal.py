@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._core import PixelLoss, check_number, prepare, reduce, true_class_log_prob
+from ._core import PixelLoss, check_batch, check_number, pixel_loss, reduce
 
 
 def check_gamma(gamma) -> float:
@@ -46,9 +46,11 @@ def focal_loss(
     softmax probability of the true class for p_t and without the class weight α.
     """
     gamma = check_gamma(gamma)
-    logits, valid = prepare(logits, target, ignore_index, reduction)
-    log_p = true_class_log_prob(logits, target, ignore_index)
-    return reduce(focal(log_p, gamma), valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction)
+    loss, _ = pixel_loss(
+        logits, target, lambda log_p: focal(log_p, gamma), ignore_index=ignore_index
+    )
+    return reduce(loss, valid, reduction)
 
 
 class FocalLoss(PixelLoss):

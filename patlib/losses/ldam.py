@@ -1,15 +1,18 @@
 """Label-distribution-aware margin loss."""
 
+import torch
 from torch import Tensor
 
 from ._core import (
     PixelLoss,
+    check_batch,
     check_class_counts,
     check_number,
-    per_pixel,
-    prepare,
+    computed_in,
+    is_true_class,
+    per_channel,
+    pixel_loss,
     reduce,
-    true_class_log_prob,
 )
 
 
@@ -35,13 +38,19 @@ def check_scale(scale) -> float:
 
 
 def margin_ce(logits, target, margins, scale, ignore_index, reduction) -> Tensor:
-    logits, valid = prepare(logits, target, ignore_index, reduction, len(margins))
-    margin = per_pixel(margins, logits, target, valid)
-    label = target.where(valid, 0)
-    # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
-    adjusted = scale * logits.scatter_add(1, label.unsqueeze(1), -margin.unsqueeze(1))
-    log_p = true_class_log_prob(adjusted, target, ignore_index)
-    return reduce(-log_p, valid, reduction)
+    valid = check_batch(logits, target, ignore_index, reduction, len(margins))
+    margins = margins.to(logits.device, computed_in(logits))
+
+    def with_margin(x, label):
+        # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
+        if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
+            return scale * (x - per_channel(margins, x).where(is_true_class(x, label), 0))
+        return scale * x.scatter_add(1, label.unsqueeze(1), -margins[label].unsqueeze(1))
+
+    loss, _ = pixel_loss(
+        logits, target, torch.neg, adjust=with_margin, scale=scale, ignore_index=ignore_index
+    )
+    return reduce(loss, valid, reduction)
 
 
 def ldam_loss(

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ._core import (
     PixelLoss,
+    check_batch,
     check_choice,
     check_number,
-    prepare,
+    computed_in,
+    pixel_loss,
     reduce,
-    true_class_log_prob,
 )
 
 WEIGHTS = ("beta", "none")
@@ -39,18 +40,17 @@ def check_pat(temperature, epsilon, size_exponent, weight, normalize, detach):
 
 
 def size_weights(logits: Tensor, target: Tensor, valid: Tensor, exponent: float) -> Tensor:
-    """1 / (S_i^l)^exponent of each pixel's class l in its image i, (B, *spatial).
+    """1 / (S_i^l)^exponent of each class l in each image i, (B, L); 1 for an absent class.
 
-    S_i^l is the number of valid pixels of class l in image i. Ignored pixels get 0.
+    S_i^l is the number of valid pixels of class l in image i.
     """
     num_images, num_classes = logits.shape[:2]
     # One column more than there are classes takes the ignored pixels.
     label = target.where(valid, num_classes).reshape(num_images, math.prod(target.shape[1:]))
     sizes = label.new_zeros(num_images, num_classes + 1)
-    sizes.scatter_add_(1, label, torch.ones_like(label))
-    weights = sizes.clamp_min(1).to(logits.dtype) ** -exponent
-    weights[:, num_classes] = 0
-    return weights.gather(1, label).reshape(target.shape)
+    # In int64: a float32 sum of ones stops at 2**24 pixels.
+    sizes.scatter_add_(1, label, label.new_ones(()).expand(label.shape))
+    return sizes[:, :num_classes].clamp_min(1).to(computed_in(logits)) ** -exponent
 
 
 def pat_loss(
@@ -104,21 +104,30 @@ def pat_loss(
     temperature, epsilon, size_exponent = check_pat(
         temperature, epsilon, size_exponent, weight, normalize, detach
     )
-    logits, valid = prepare(logits, target, ignore_index, reduction)
-    log_p = true_class_log_prob(logits, target, ignore_index)
-
+    valid = check_batch(logits, target, ignore_index, reduction)
     weights = size_weights(logits, target, valid, size_exponent)  # 1 / S^a
-    if weight == "beta":
-        p = log_p.exp()
-        beta = torch.exp((1 - p - epsilon) / temperature)  # Eq. (5)
-        weights = weights * (beta.detach() if detach else beta)
-    loss = weights * -log_p  # Eq. (4), a pixel
 
+    def beta(log_p):
+        if weight == "none":
+            return torch.ones_like(log_p)
+        return torch.exp((1 - log_p.exp() - epsilon) / temperature)  # Eq. (5)
+
+    def confidence_weighted(log_p):
+        b = beta(log_p)
+        return (b.detach() if detach else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
+
+    loss, total = pixel_loss(
+        logits,
+        target,
+        confidence_weighted,
+        weights=weights,
+        total_of=beta if normalize == "weights" else None,
+        ignore_index=ignore_index,
+    )
     if reduction != "mean":
         return reduce(loss, valid, reduction)
     if normalize == "images":
         return loss.sum() / max(len(loss), 1)
-    total = weights.detach().sum()
     return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
 
 
