@@ -21,7 +21,12 @@ rows = {"truth": masks}
 for loss, title in (("ce", "cross-entropy"), ("pat", "PAT")):
     with TemporaryDirectory() as folder:
         config = RunConfig(
-            loss=loss, model_params={"width": 8}, epochs=20, batch_size=8, output_dir=folder
+            loss=loss,
+            model="attention_unet",
+            model_params={"width": 8},
+            epochs=20,
+            batch_size=8,
+            output_dir=folder,
         )
         scores = train(config).result["test"]
         network, _ = load_model(folder)

@@ -278,6 +278,22 @@ def test_segnet_of_width_64_has_the_convolutions_of_vgg16():
     assert {m.kernel_size for m in convolutions(segnet)} == {(3, 3)}
 
 
+@pytest.mark.parametrize("stages", [1, 4])
+def test_segnet_of_fewer_stages_is_the_first_ones_of_the_whole(stages):
+    with torch.device("meta"):
+        whole, part = (build_model("segnet", 11, width=4, stages=n) for n in (5, stages))
+    assert channel_pairs(part.encoder) == channel_pairs(whole.encoder[:stages])
+    assert channel_pairs(part.decoder) == channel_pairs(whole.decoder[-stages:])
+    logits = build_model("segnet", 11, width=4, stages=stages)(torch.rand(2, 3, 33, 47))
+    assert logits.shape == (2, 11, 33, 47)
+
+
+@pytest.mark.parametrize("stages", [0, 6, 4.0, True])
+def test_segnet_refuses_other_numbers_of_stages(stages):
+    with pytest.raises(ValueError, match=f"stages={stages}"):
+        build_model("segnet", 11, stages=stages)
+
+
 def test_segnet_normalises_and_rectifies_after_every_convolution_but_the_last():
     model = build("segnet")
     for stage in (*model.encoder, *model.decoder):

@@ -39,8 +39,8 @@ def build_model(name: str, num_classes: int, **params) -> nn.Module:
     Args:
         name: one of ``MODELS``.
         num_classes: channels of the logits.
-        **params: ``width`` (segnet, attention_unet); ``encoder``, ``pretrained`` (unet,
-            unetplusplus).
+        **params: ``width`` (segnet, attention_unet), ``stages`` (segnet); ``encoder``,
+            ``pretrained`` (unet, unetplusplus).
 
     Returns:
         A module from images (B, 3, H, W) to logits (B, num_classes, H, W).

@@ -12,7 +12,9 @@ from patlib.models.layers import (
     pad_images,
 )
 
-CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each stage, as in VGG16
+# Of each stage, as in VGG16: convolutions, and channels as multiples of the width.
+CONVOLUTIONS = (2, 2, 3, 3, 3)
+CHANNELS = (1, 2, 4, 8, 8)
 
 
 class SegNet(nn.Module):
@@ -24,12 +26,16 @@ class SegNet(nn.Module):
     last of the 13 decoder convolutions is ``classifier``.
 
     The original has width 64 and starts from VGG16's weights; here all weights are drawn. The
-    code released with PAT uses another network under this name: four stages (2, 2, 3, 3) of width
+    code released with PAT uses another network under this name: the first four stages, of width
     32, and batch norm and ReLU after the last convolution, so that its logits are never negative.
+
+    Everything but the indices passes through the last stage, at 1/32 of the image's height and
+    width. On images of about 100 pixels that is 3 or 4 pixels, and ``stages=4`` does better.
 
     Args:
         num_classes: channels of the logits.
         width: channels of the first stage.
+        stages: how many of the five stages, 1 to 5.
 
     Shape:
         images: floating point (B, 3, H, W) in [0, 1], H and W at least 32.
@@ -39,15 +45,18 @@ class SegNet(nn.Module):
         ValueError: an argument is not an int of at least 1, or images have another shape or type.
     """
 
-    def __init__(self, num_classes: int, width: int = 32):
+    def __init__(self, num_classes: int, width: int = 32, stages: int = 5):
         super().__init__()
         check_positive_int("num_classes", num_classes)
         check_positive_int("width", width)
-        channels = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        check_positive_int("stages", stages)
+        if stages > len(CHANNELS):
+            raise ValueError(f"stages={stages} is not allowed: it takes an int from 1 to 5")
+        channels = [multiple * width for multiple in CHANNELS[:stages]]
         before = [3, *channels[:-1]]
-        stages = list(zip(before, channels, CONVOLUTIONS, strict=True))
-        self.encoder = nn.ModuleList(conv_bn_relu(b, *[c] * n) for b, c, n in stages)
-        self.decoder = nn.ModuleList(conv_bn_relu(*[c] * n, b) for b, c, n in reversed(stages[1:]))
+        plan = list(zip(before, channels, CONVOLUTIONS[:stages], strict=True))
+        self.encoder = nn.ModuleList(conv_bn_relu(b, *[c] * n) for b, c, n in plan)
+        self.decoder = nn.ModuleList(conv_bn_relu(*[c] * n, b) for b, c, n in reversed(plan[1:]))
         self.decoder.append(conv_bn_relu(width, width))
         self.classifier = nn.Conv2d(width, num_classes, kernel_size=3, padding=1)
         initialise(self)

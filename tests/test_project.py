@@ -1,0 +1,51 @@
+"""Facts that stand in one place only, and files that are where users expect them."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_environment_installs_from_pyproject_and_names_no_version_itself():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    *conda, pip = environment["dependencies"]
+    assert [re.split("[=<>]", package)[0] for package in conda] == ["python", "pip"]
+    assert pip == {"pip": [f"--editable .[{','.join(extras)}]"]}
+
+
+def test_version_is_the_same_everywhere():
+    import patlib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == patlib.__version__ == citation["version"]
+
+
+def test_every_chapter_exists_and_every_notebook_is_a_chapter():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = [toc["root"], *(c["file"] for c in toc["chapters"])]
+    for file in files:
+        assert any((ROOT / f"{file}{suffix}").is_file() for suffix in (".md", ".ipynb")), file
+    notebooks = {f"notebooks/{n.stem}" for n in (ROOT / "notebooks").glob("*.ipynb")}
+    assert notebooks <= set(files)
+
+
+def test_python_of_the_readme_is_valid_and_its_files_exist():
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert (ROOT / path).is_file(), path
+
+
+def test_importing_a_loss_does_not_wait_for_the_training_library():
+    code = "import sys, patlib.losses; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
