@@ -16,9 +16,9 @@ test: .venv/installed
 book: .venv/installed $(EXECUTED)
 	$(BIN)/jupyter-book build . -n -W --keep-going
 
-# A notebook is executed in place, with its default parameters and in a clean folder of runs.
+# A notebook is executed in place, with its default parameters and trained afresh.
 _build/executed/%: notebooks/%.ipynb $(shell find patlib -name '*.py') | .venv/installed
-	rm -rf notebooks/runs
+	rm -rf notebooks/runs/demo
 	$(BIN)/python book/execute.py $<
 	mkdir -p $(@D) && touch $@
 
@@ -28,4 +28,4 @@ _build/executed/%: notebooks/%.ipynb $(shell find patlib -name '*.py') | .venv/i
 	touch $@
 
 clean:
-	rm -rf _build notebooks/runs .venv
+	rm -rf _build notebooks/runs/demo .venv
