@@ -1,12 +1,13 @@
 # make test   the tests: pytest, nbval on the notebooks, ruff
 # make book   re-executes the notebooks that changed and builds the book into _build/html
-# Both make the environment (.venv) themselves; PYTHON names the interpreter it is made with.
+# make bench  time and memory of the losses and of training, into benchmarks/records
+# All make the environment (.venv) themselves; PYTHON names the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 EXECUTED := $(NOTEBOOKS:notebooks/%.ipynb=_build/executed/%)
 
-.PHONY: test book clean
+.PHONY: test book bench clean
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -15,6 +16,10 @@ test: .venv/installed
 
 book: .venv/installed $(EXECUTED)
 	$(BIN)/jupyter-book build . -n -W --keep-going
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/training.py
 
 # A notebook is executed in place, with its default parameters and trained afresh.
 _build/executed/%: notebooks/%.ipynb $(shell find patlib -name '*.py') | .venv/installed

@@ -117,7 +117,7 @@ def plot_class_shares(splits: Mapping[str, Mapping]):
     axes[-1, 0].set_xlim(smallest / 3, 700)  # room for the numbers and the names of the groups
     axes[-1, 0].set_xticks([x for x in (0.01, 0.1, 1, 10, 100) if x > smallest / 3])
     axes[-1, 0].xaxis.set_major_formatter("{x:g}")
-    axes[-1, 1].set(xlabel="its size in one such image (pixels, log scale)", xscale="log")
+    axes[-1, 1].set(xlabel="size of the class in one image (pixels, log scale)", xscale="log")
     return figure
 
 

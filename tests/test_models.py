@@ -215,7 +215,10 @@ def test_initial_weights(name):
     [
         (("resnet", 3, {}), r"model='resnet' .* segnet, unet, attention_unet, unetplusplus$"),
         ((["segnet"], 3, {}), r"model=\['segnet'\] "),
-        (("segnet", 3, {"encoder": "resnet18"}), r"'encoder' .* model 'segnet': it takes width, stages$"),
+        (
+            ("segnet", 3, {"encoder": "resnet18"}),
+            r"'encoder' .* model 'segnet': it takes width, stages$",
+        ),
         (("unet", 3, {"width": 8}), r"'width' .* model 'unet': it takes encoder, pretrained$"),
         (("unetplusplus", 3, {"depth": 5}), r"'depth' .* model 'unetplusplus': .* pretrained$"),
         (("segnet", 3, {"width": 0}), r"width=0 .* int of at least 1"),

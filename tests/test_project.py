@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_environment_installs_from_pyproject_and_names_no_version_itself():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     *conda, pip = environment["dependencies"]
     assert [re.split("[=<>]", package)[0] for package in conda] == ["python", "pip"]
     assert pip == {"pip": [f"--editable .[{','.join(extras)}]"]}
