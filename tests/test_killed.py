@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a run ends with exactly the result of an undisturbed one."""
+"""Killed at any moment and started again, a run ends with the result of an undisturbed one."""
 
 import dataclasses
 import json
