@@ -21,11 +21,16 @@ IGNORED_COLOR = "#ffffff"
 GROUP_COLORS = {"head": "#332288", "mid": "#44aa99", "tail": "#ee8866"}
 
 
+def class_color(label: int) -> str:
+    """The colour of a class; beyond twenty classes they repeat."""
+    return CLASS_COLORS[label % len(CLASS_COLORS)]
+
+
 def label_colors(labels: np.ndarray) -> np.ndarray:
     """Label map (H, W) to RGB uint8 (H, W, 3): the colours of the classes, ignored pixels white."""
     lookup = np.full((256, 3), 255, np.uint8)
-    for label, color in enumerate(CLASS_COLORS):
-        lookup[label] = np.round(255 * np.array(to_rgb(color)))
+    for label in range(255):
+        lookup[label] = np.round(255 * np.array(to_rgb(class_color(label))))
     lookup[255] = np.round(255 * np.array(to_rgb(IGNORED_COLOR)))
     return lookup[np.asarray(labels, np.uint8)]
 
@@ -64,7 +69,7 @@ def plot_panels(
         axis.set(xticks=[], yticks=[])
     shown = np.unique(np.concatenate([np.ravel(m) for maps in label_maps.values() for m in maps]))
     entries = [
-        Patch(facecolor=CLASS_COLORS[c], edgecolor="black", linewidth=0.5, label=name)
+        Patch(facecolor=class_color(c), edgecolor="black", linewidth=0.5, label=name)
         for c, name in enumerate(class_names)
         if c in shown
     ]

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_image
 from PIL import Image
 
+from conftest import write_image
 from patlib.data import build_dataset, count_classes, load_arrays
 from patlib.data.dataset import SPLITS
 

@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from conftest import write_image
 from PIL import Image
 from test_data import nearest
 from torchvision.datasets import Cityscapes
 
 import patlib.data.nyuv2
+from conftest import write_image
 from patlib import RunConfig
 from patlib.data import DATASETS, build_dataset, load_arrays
 from patlib.data.dataset import SPLITS

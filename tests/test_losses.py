@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from patlib import losses
-from patlib.losses import LOSSES, build_loss
+from patlib.losses import LOSSES, _core, build_loss
 from patlib.losses.blv import blv_variation, draw_noise
 from patlib.losses.cb import cb_weights
 from patlib.losses.ldam import ldam_margins
@@ -474,10 +474,11 @@ def test_pat_detach_changes_the_gradient_only():
 
 def test_pat_class_sizes_above_the_float32_integers():
     # 2**24 + 2 pixels counted one by one in float32 stop at 2**24.
-    counts, size = 2**24 + 2, 1
+    counts = 2**24 + 2
     target = torch.zeros(1, counts, dtype=torch.int64)
-    logits = torch.zeros(1, 1, 1).expand(1, size, counts)
-    weights = losses.pat.size_weights(logits, target, target == 0, exponent=1.0)
+    logits = torch.zeros(1, 1, 1).expand(1, 1, counts)
+    sizes = _core.check_batch(logits, target, 255, "mean").class_sizes()
+    weights = losses.pat.size_weights(sizes, 1.0, torch.float32)
     assert weights[0, 0] == 1 / torch.tensor(counts, dtype=torch.float32)
 
 

@@ -15,6 +15,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 
 REDUCTIONS = ("mean", "sum", "none")
 # Logits that are worked on at a time on a CPU, so that they and what is made of them stay in its
-# cache: 2 MiB in float32.
-CHUNK = 2**19
+# cache: 4 MiB in float32.
+CHUNK = 2**20
+# Columns that a table of constants may have for the sake of `ignore_index`.
+WIDEST = 256
 
 
 def check_number(name, value, *, minimum=-math.inf, above=-math.inf, below=math.inf):
@@ -100,8 +103,45 @@ def check_channels(logits, num_classes):
         )
 
 
-def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> Tensor:
-    """Check what a loss was called with; return the valid pixels, True (B, *spatial).
+class Labels(NamedTuple):
+    """The target of a batch as columns of a table of constants: see `check_batch`.
+
+    Attributes:
+        target: (B, P), int64; P = H · W or whatever the spatial axes hold.
+        ignored: the column of the ignored pixels; may be one of the classes.
+        width: number of columns. Neither a class nor `ignored` are at most unused.
+        num_classes: L; the classes are the columns 0 ... L-1.
+        counts: pixels in each column, (B, width), where they have been counted.
+    """
+
+    target: Tensor
+    ignored: int
+    width: int
+    num_classes: int
+    counts: Tensor | None
+
+    def class_sizes(self) -> Tensor:
+        """S: the valid pixels of each class in each image, int64 (B, L)."""
+        counts = _count(self.target, self.width) if self.counts is None else self.counts
+        sizes = counts[:, : self.num_classes].clone()
+        sizes[:, self.ignored : self.ignored + 1] = 0
+        return sizes
+
+    def num_valid(self) -> Tensor:
+        # Counted in int64: a float32 sum of ones stops at 2**24 pixels.
+        if self.counts is None:
+            return (self.target != self.ignored).sum()
+        return self.target.numel() - self.counts[:, self.ignored].sum()
+
+
+def _count(columns: Tensor, width: int) -> Tensor:
+    """How often each of `width` numbers occurs in the rows of an int64 (B, P); int64 (B, width)."""
+    counts = columns.new_zeros(len(columns), width)
+    return counts.scatter_add_(1, columns, columns.new_ones(()).expand(columns.shape))
+
+
+def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> Labels:
+    """Check what a loss was called with; return its labels.
 
     Raises ValueError for logits that are not floating (B, L, *spatial) or whose L is not
     `num_classes`, a target that is not int64 (B, *spatial) and, where looking costs no wait for a
@@ -123,16 +163,28 @@ def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> Te
         )
     if num_classes is not None:
         check_channels(logits, num_classes)
-    valid = target != ignore_index
-    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
-        smallest, largest = torch.aminmax(target.where(valid, 0))
-        if smallest < 0 or largest >= logits.shape[1]:
-            wrong = valid & ((target < 0) | (target >= logits.shape[1]))
+    num_classes = logits.shape[1]
+    columns = target.reshape(len(target), math.prod(target.shape[1:]))
+    ignored, width = ignore_index, max(num_classes, ignore_index + 1)
+    if not 0 <= ignored < max(num_classes, WIDEST):
+        columns = columns.where(columns != ignored, num_classes)
+        ignored, width = num_classes, num_classes + 1
+    counts = None
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One pass over the labels finds the wrong ones, counts the valid ones, and each class.
+        try:
+            counts = _count(columns, width)
+            known = counts[:, :num_classes].sum() + counts[:, num_classes:][:, -1:].sum()
+        except RuntimeError:  # of scatter_add_: no such column
+            known = None
+        if known != columns.numel():
+            valid = target != ignore_index
+            wrong = valid & ((target < 0) | (target >= num_classes))
             raise ValueError(
-                f"target must be in 0 ... {logits.shape[1] - 1} or ignore_index={ignore_index}, "
+                f"target must be in 0 ... {num_classes - 1} or ignore_index={ignore_index}, "
                 f"got {target[wrong][0].item()}"
             )
-    return valid
+    return Labels(columns, int(ignored), width, num_classes, counts)
 
 
 def computed_in(logits: Tensor) -> torch.dtype:
@@ -142,8 +194,8 @@ def computed_in(logits: Tensor) -> torch.dtype:
 
 def prepare(logits, target, ignore_index, reduction, num_classes=None) -> tuple[Tensor, Tensor]:
     """`check_batch`; return the logits in the type to compute in, and the valid pixels."""
-    valid = check_batch(logits, target, ignore_index, reduction, num_classes)
-    return logits.to(computed_in(logits)), valid
+    check_batch(logits, target, ignore_index, reduction, num_classes)
+    return logits.to(computed_in(logits)), target != ignore_index
 
 
 def true_class_log_prob(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -172,10 +224,9 @@ def per_channel(constant: Tensor, logits: Tensor) -> Tensor:
 
 def pixel_loss(
     logits: Tensor,
-    target: Tensor,
-    f: Callable[[Tensor], Tensor],
+    labels: Labels,
+    f: Callable[[Tensor], tuple[Tensor, Tensor]],
     *,
-    ignore_index: int,
     weights: Tensor | None = None,
     adjust: Callable[[Tensor, Tensor], Tensor] | None = None,
     scale: float = 1.0,
@@ -185,32 +236,31 @@ def pixel_loss(
 
     Costs less than `F.cross_entropy`, in time and memory: on a CPU by `_InChunks`, on a GPU by
     what `torch.compile` makes of `composed`, inside of a user's `torch.compile` by `composed`
-    itself. What has been checked is not checked again.
+    itself. A gradient of the gradient can be had where nothing is compiled; `torch.compile` raises
+    a RuntimeError that says so.
 
     Args:
         logits: x (B, L, *spatial), floating.
-        target: (B, *spatial), int64, 0 ... L-1 or `ignore_index`.
-        f: of log p, a tensor of any shape; element by element, differentiable.
-        ignore_index: label of the pixels of loss 0.
+        labels: what `check_batch` returned.
+        f: of log p, a tensor of any shape: returns f, differentiable, and its derivative.
         weights: w of each class, (L,), or of each class in each image, (B, L); None for 1.
-        adjust: z(x, label), of logits (b, L, n) and true classes (b, n) (class 0 at ignored
-            pixels), any part of the batch; None for z = x.
+        adjust: z(x, label), of logits (b, L, n) and classes (b, n), any part of the batch, with
+            any class at ignored pixels; differentiable. None for z = x.
         scale: ∂z_l / ∂x_l, the same for all.
         total_of: g; None for 0.
 
     Returns:
-        loss (B, *spatial), differentiable; total, a number without gradient. Both float32, or
-        float64 for float64 logits.
+        loss (B, *spatial), differentiable, 0 at ignored pixels; total, a number without gradient.
+        Both float32, or float64 for float64 logits.
     """
-    if weights is not None:
-        weights = weights.to(logits.device, computed_in(logits)).expand(logits.shape[:2])
-    # One axis of pixels: (B, L, P) and (B, P).
-    pixels = math.prod(target.shape[1:])
-    x = logits.reshape(*logits.shape[:2], pixels)
-    label = target.reshape(len(target), pixels)
+    batch, num_classes = logits.shape[:2]
+    table = logits.new_zeros(batch, labels.width, dtype=computed_in(logits))
+    table[:, :num_classes] = 1 if weights is None else weights
+    table[:, labels.ignored] = 0
+    x = logits.reshape(batch, num_classes, labels.target.shape[1])
     compute = composed if torch.compiler.is_compiling() else implementation(logits.device.type)
-    loss, total = compute(x, label, f, ignore_index, weights, adjust, scale, total_of)
-    return loss.reshape(target.shape), total
+    loss, total = compute(x, labels.target, f, labels.ignored, table, adjust, scale, total_of)
+    return loss.reshape(logits.shape[:1] + logits.shape[2:]), total
 
 
 def implementation(device_type: str):
@@ -218,24 +268,15 @@ def implementation(device_type: str):
     return {"cpu": _InChunks.apply, "cuda": compiled}.get(device_type, composed)
 
 
-def composed(x, target, f, ignore_index, weights, adjust, scale, total_of):
+def composed(x, target, f, ignored, table, adjust, scale, total_of):
     """`pixel_loss` in plain PyTorch: what is compiled, and what the others must equal."""
-    valid = target != ignore_index
-    label = target.where(valid, 0)
     z = x.to(computed_in(x))
     if adjust:
-        z = adjust(z, label)  # contains scale
-    log_p = true_class_log_prob(z, target, ignore_index)
-    w = _weight(weights, label, valid, log_p.dtype)
+        z = adjust(z, target.clamp_max(x.shape[1] - 1))  # scale is in there
+    log_p = true_class_log_prob(z, target, ignored)
+    w = table.gather(1, target)
     total = (w * total_of(log_p.detach())).sum() if total_of else w.new_zeros(())
-    return w * f(log_p), total
-
-
-def _weight(weights, label, valid, dtype) -> Tensor:
-    """w of each pixel, (b, n); 0 at ignored ones."""
-    if weights is None:
-        return valid.to(dtype)
-    return weights.gather(1, label) * valid
+    return w * f(log_p)[0], total
 
 
 @functools.cache
@@ -256,8 +297,8 @@ def compiled(*args):
         except torch._dynamo.exc.TorchDynamoException as error:
             _cannot_compile = True
             warnings.warn(
-                "torch.compile failed, the losses of patlib take more time and memory without "
-                f"it: {error}",
+                "torch.compile failed; without it the losses of patlib take more time and memory: "
+                f"{error}",
                 stacklevel=2,
             )
     return composed(*args)
@@ -274,25 +315,24 @@ class _InChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, target, f, ignore_index, weights, adjust, scale, total_of):
-        ctx.arguments = (f, ignore_index, weights, adjust, scale, total_of)
-        dtype = computed_in(x)
-        loss = torch.empty(target.shape, dtype=dtype)
+    def forward(ctx, x, target, f, ignored, table, adjust, scale, total_of):
+        ctx.arguments = (f, ignored, table, adjust, scale, total_of)
+        loss = table.new_empty(target.shape)
         slope = torch.empty_like(loss) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=dtype)
-        for images, pixels in _chunks(x):
-            z, label, valid = _chunk(x, target, images, pixels, ignore_index, adjust)
-            log_p = z.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
-            log_p.masked_fill_(~valid, 0)
-            w = _weight(None if weights is None else weights[images], label, valid, dtype)
+        total = table.new_zeros(())
+        for images, pixels, label, log_softmax in _chunks(x, target, adjust, torch.log_softmax):
+            log_p = log_softmax.gather(1, label.unsqueeze(1)).squeeze(1)
+            del label
+            # The table makes ignored pixels 0, unless their logits make it 0 · ∞.
+            if not log_p.sum().isfinite():
+                log_p.masked_fill_(target[images, pixels] == ignored, 0)
+            value, derivative = f(log_p)
+            w = table[images].gather(1, target[images, pixels])
+            torch.mul(w, value, out=loss[images, pixels])
+            if slope is not None:
+                torch.mul(w, derivative, out=slope[images, pixels])
             if total_of:
                 total += (w * total_of(log_p)).sum()
-            with torch.set_grad_enabled(slope is not None):
-                value = f(log_p.requires_grad_(slope is not None))
-            if slope is not None:
-                (derivative,) = torch.autograd.grad(value, log_p, torch.ones_like(value))
-                torch.mul(w, derivative, out=slope[images, pixels])
-            torch.mul(w, value.detach(), out=loss[images, pixels])
         ctx.save_for_backward(x, target, slope)
         ctx.mark_non_differentiable(total)
         return loss, total
@@ -300,44 +340,54 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, u, _):
         x, target, slope = ctx.saved_tensors
-        f, ignore_index, weights, adjust, scale, total_of = ctx.arguments
         if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient
             loss, _ = composed(x, target, *ctx.arguments)
             (grad,) = torch.autograd.grad(loss, x, u, create_graph=True)
             return grad, *(None,) * 7
+        _, _, _, adjust, scale, _ = ctx.arguments
         grad = torch.empty_like(x)
-        for images, pixels in _chunks(x):
-            z, label, _ = _chunk(x, target, images, pixels, ignore_index, adjust)
-            p_minus_true = z.softmax(1)
-            minus_one = p_minus_true.new_full((), -1).expand(label.unsqueeze(1).shape)
-            p_minus_true.scatter_add_(1, label.unsqueeze(1), minus_one)
-            factor = -scale * u[images, pixels] * slope[images, pixels]
-            torch.mul(p_minus_true, factor.unsqueeze(1), out=grad[images, :, pixels])
+        minus_one = slope.new_full((), -1)
+        for images, pixels, label, p in _chunks(x, target, adjust, torch.softmax):
+            true = label.unsqueeze(1)
+            p.scatter_add_(1, true, minus_one.expand(true.shape))  # p_l - [l = y]
+            factor = (u[images, pixels] * slope[images, pixels]).mul_(-scale)
+            torch.mul(p, factor.unsqueeze(1), out=grad[images, :, pixels])
         return grad, *(None,) * 7
 
 
-def _chunks(x: Tensor):
-    """Slices of images and of pixels that divide logits (B, L, P) into parts of about CHUNK."""
+def _chunks(x, target, adjust, softmax):
+    """Walk through logits (B, L, P), target (B, P) and softmax(z, 1), CHUNK logits at a time.
+
+    Yields the slices of images and of pixels, the classes (b, n), any at ignored pixels, and the
+    (log-)softmax (b, L, n) of the adjusted logits, in memory that the next part overwrites. (Asked
+    for anew each time, that memory may each time come from the system, which takes longer than to
+    compute what is put there.)
+    """
     num_images, num_classes, num_pixels = x.shape
+    if not x.numel():
+        return
+    dtype = computed_in(x)
     most = max(CHUNK // num_classes, 1)  # pixels
-    images = max(most // max(num_pixels, 1), 1)
-    parts = max(math.ceil(num_pixels / most), 1)
-    pixels = max(math.ceil(num_pixels / parts), 1)
+    # At most half of the batch: of a small one all that is made on the way would need more memory
+    # than the logits.
+    images = max(min(most // num_pixels, num_images // 2), 1)
+    pixels = math.ceil(num_pixels / math.ceil(num_pixels / most))
+    result = x.new_empty(images * num_classes * pixels, dtype=dtype)
+    copy = None
     for i in range(0, num_images, images):
         for j in range(0, num_pixels, pixels):
-            yield slice(i, i + images), slice(j, j + pixels)
+            part = slice(i, i + images), slice(j, j + pixels)
+            label = target[part].clamp_max(num_classes - 1)
+            z = x[part[0], :, part[1]]
+            if adjust:
+                z = adjust(z.to(dtype), label)
+            elif z.dtype != dtype or not z.is_contiguous():
+                copy = torch.empty_like(result) if copy is None else copy
+                z = copy[: z.numel()].view(z.shape).copy_(z)
+            yield *part, label, softmax(z, 1, out=result[: z.numel()].view(z.shape))
 
 
-def _chunk(x, target, images, pixels, ignore_index, adjust):
-    """Adjusted logits (b, L, n), true classes (b, n) and valid pixels (b, n) of a part."""
-    part = target[images, pixels]
-    valid = part != ignore_index
-    label = part.where(valid, 0)
-    z = x[images, :, pixels].to(computed_in(x))
-    return adjust(z, label) if adjust else z, label, valid
-
-
-def reduce(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
+def reduce(loss: Tensor, labels: Labels, reduction: str) -> Tensor:
     """Reduce per-pixel losses (0 at ignored pixels); the mean is over the valid pixels.
 
     No valid pixel gives 0, still connected to the logits, so that backward() works.
@@ -345,8 +395,12 @@ def reduce(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     total = loss.sum()
-    # Counted in int64: a float32 sum of ones stops at 2**24 pixels.
-    return total if reduction == "sum" else total / valid.sum().clamp_min(1)
+    return total if reduction == "sum" else total / labels.num_valid().clamp_min(1)
+
+
+def cross_entropy(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p and its derivative: the f of the losses that change z or w only."""
+    return -log_p, log_p.new_full((), -1)
 
 
 class PixelLoss(nn.Module):

@@ -10,6 +10,7 @@ from ._core import (
     check_class_counts,
     check_number,
     computed_in,
+    cross_entropy,
     per_channel,
     pixel_loss,
     reduce,
@@ -56,14 +57,14 @@ def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
 
 
 def varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction) -> Tensor:
-    valid = check_batch(logits, target, ignore_index, reduction, len(variation))
+    labels = check_batch(logits, target, ignore_index, reduction, len(variation))
     if training:
         size = draw_noise(logits, noise, sigma).abs_().clamp_max_(1)
         share = per_channel(variation.to(size), logits)
         # In place: one tensor of the size of the logits in all.
         logits = size.mul_(share).add_(logits)
-    loss, _ = pixel_loss(logits, target, torch.neg, ignore_index=ignore_index)
-    return reduce(loss, valid, reduction)
+    loss, _ = pixel_loss(logits, labels, cross_entropy)
+    return reduce(loss, labels, reduction)
 
 
 def blv_loss(

@@ -1,6 +1,5 @@
 """Balanced softmax."""
 
-import torch
 from torch import Tensor
 
 from ._core import (
@@ -8,6 +7,7 @@ from ._core import (
     check_batch,
     check_class_counts,
     computed_in,
+    cross_entropy,
     per_channel,
     pixel_loss,
     reduce,
@@ -15,14 +15,14 @@ from ._core import (
 
 
 def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Tensor:
-    valid = check_batch(logits, target, ignore_index, reduction, len(log_counts))
+    labels = check_batch(logits, target, ignore_index, reduction, len(log_counts))
     log_n = log_counts.to(logits.device, computed_in(logits))
 
     def balanced(x, label):
         return x + per_channel(log_n, x)
 
-    loss, _ = pixel_loss(logits, target, torch.neg, adjust=balanced, ignore_index=ignore_index)
-    return reduce(loss, valid, reduction)
+    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
+    return reduce(loss, labels, reduction)
 
 
 def bms_loss(

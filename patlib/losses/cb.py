@@ -8,6 +8,7 @@ from ._core import (
     check_batch,
     check_class_counts,
     check_number,
+    cross_entropy,
     pixel_loss,
     reduce,
 )
@@ -44,11 +45,9 @@ def cb_weights(class_counts, beta: float | None = None) -> Tensor:
 
 
 def weighted_ce(logits, target, class_weights, ignore_index, reduction) -> Tensor:
-    valid = check_batch(logits, target, ignore_index, reduction, len(class_weights))
-    loss, _ = pixel_loss(
-        logits, target, torch.neg, weights=class_weights, ignore_index=ignore_index
-    )
-    return reduce(loss, valid, reduction)
+    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
+    loss, _ = pixel_loss(logits, labels, cross_entropy, weights=class_weights)
+    return reduce(loss, labels, reduction)
 
 
 def cb_loss(

@@ -8,15 +8,14 @@ from .focal import check_gamma, focal
 
 
 def weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction) -> Tensor:
-    valid = check_batch(logits, target, ignore_index, reduction, len(class_weights))
+    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
     loss, _ = pixel_loss(
         logits,
-        target,
+        labels,
         lambda log_p: focal(log_p, gamma),
         weights=class_weights,
-        ignore_index=ignore_index,
     )
-    return reduce(loss, valid, reduction)
+    return reduce(loss, labels, reduction)
 
 
 def cb_focal_loss(

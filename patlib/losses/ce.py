@@ -1,9 +1,8 @@
 """Cross-entropy."""
 
-import torch
 from torch import Tensor
 
-from ._core import PixelLoss, check_batch, pixel_loss, reduce
+from ._core import PixelLoss, check_batch, cross_entropy, pixel_loss, reduce
 
 
 def ce_loss(
@@ -23,9 +22,9 @@ def ce_loss(
 
     Source: Eq. (1) of the PAT paper, averaged over pixels as usual rather than over images.
     """
-    valid = check_batch(logits, target, ignore_index, reduction)
-    loss, _ = pixel_loss(logits, target, torch.neg, ignore_index=ignore_index)
-    return reduce(loss, valid, reduction)
+    labels = check_batch(logits, target, ignore_index, reduction)
+    loss, _ = pixel_loss(logits, labels, cross_entropy)
+    return reduce(loss, labels, reduction)
 
 
 class CELoss(PixelLoss):

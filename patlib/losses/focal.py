@@ -10,12 +10,18 @@ def check_gamma(gamma) -> float:
     return check_number("gamma", gamma, minimum=0)
 
 
-def focal(log_p: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^γ · (-log p), element by element, from log p."""
+def focal(log_p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """(1 - p)^γ · (-log p), element by element, and its derivative by log p.
+
+    -(1 - p)^γ + γ (1 - p)^(γ - 1) · p log p
+    """
     # expm1 keeps 1 - p exact near p = 1. Where p has rounded to 1 the clamp keeps the derivative
     # of (1 - p)^γ finite for γ < 1: it is multiplied there by log p = 0, and ∞ · 0 is not a number.
     one_minus_p = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
-    return one_minus_p**gamma * -log_p
+    power = one_minus_p**gamma
+    loss = power * -log_p
+    through_power = (loss / one_minus_p).mul_(1 - one_minus_p)  # -(1 - p)^(γ - 1) · p log p
+    return loss, torch.add(power, through_power, alpha=gamma).neg_()
 
 
 def focal_loss(
@@ -46,11 +52,9 @@ def focal_loss(
     softmax probability of the true class for p_t and without the class weight α.
     """
     gamma = check_gamma(gamma)
-    valid = check_batch(logits, target, ignore_index, reduction)
-    loss, _ = pixel_loss(
-        logits, target, lambda log_p: focal(log_p, gamma), ignore_index=ignore_index
-    )
-    return reduce(loss, valid, reduction)
+    labels = check_batch(logits, target, ignore_index, reduction)
+    loss, _ = pixel_loss(logits, labels, lambda log_p: focal(log_p, gamma))
+    return reduce(loss, labels, reduction)
 
 
 class FocalLoss(PixelLoss):

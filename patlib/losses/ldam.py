@@ -9,6 +9,7 @@ from ._core import (
     check_class_counts,
     check_number,
     computed_in,
+    cross_entropy,
     is_true_class,
     per_channel,
     pixel_loss,
@@ -38,19 +39,18 @@ def check_scale(scale) -> float:
 
 
 def margin_ce(logits, target, margins, scale, ignore_index, reduction) -> Tensor:
-    valid = check_batch(logits, target, ignore_index, reduction, len(margins))
-    margins = margins.to(logits.device, computed_in(logits))
+    labels = check_batch(logits, target, ignore_index, reduction, len(margins))
+    shifts = (-scale * margins).to(logits.device, computed_in(logits))  # -s Δ
 
     def with_margin(x, label):
         # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
         if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
-            return scale * (x - per_channel(margins, x).where(is_true_class(x, label), 0))
-        return scale * x.scatter_add(1, label.unsqueeze(1), -margins[label].unsqueeze(1))
+            return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
+        shift = shifts.expand(len(label), -1).gather(1, label)
+        return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
 
-    loss, _ = pixel_loss(
-        logits, target, torch.neg, adjust=with_margin, scale=scale, ignore_index=ignore_index
-    )
-    return reduce(loss, valid, reduction)
+    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
+    return reduce(loss, labels, reduction)
 
 
 def ldam_loss(

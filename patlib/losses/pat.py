@@ -1,7 +1,5 @@
 """Pixel-wise adaptive training (PAT), the loss of the paper."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -39,18 +37,9 @@ def check_pat(temperature, epsilon, size_exponent, weight, normalize, detach):
     return temperature, epsilon, size_exponent
 
 
-def size_weights(logits: Tensor, target: Tensor, valid: Tensor, exponent: float) -> Tensor:
-    """1 / (S_i^l)^exponent of each class l in each image i, (B, L); 1 for an absent class.
-
-    S_i^l is the number of valid pixels of class l in image i.
-    """
-    num_images, num_classes = logits.shape[:2]
-    # One column more than there are classes takes the ignored pixels.
-    label = target.where(valid, num_classes).reshape(num_images, math.prod(target.shape[1:]))
-    sizes = label.new_zeros(num_images, num_classes + 1)
-    # In int64: a float32 sum of ones stops at 2**24 pixels.
-    sizes.scatter_add_(1, label, label.new_ones(()).expand(label.shape))
-    return sizes[:, :num_classes].clamp_min(1).to(computed_in(logits)) ** -exponent
+def size_weights(class_sizes: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
+    """1 / S^exponent of the class sizes S, int64 of any shape; 1 for S = 0."""
+    return class_sizes.clamp_min(1).to(dtype) ** -exponent
 
 
 def pat_loss(
@@ -104,28 +93,32 @@ def pat_loss(
     temperature, epsilon, size_exponent = check_pat(
         temperature, epsilon, size_exponent, weight, normalize, detach
     )
-    valid = check_batch(logits, target, ignore_index, reduction)
-    weights = size_weights(logits, target, valid, size_exponent)  # 1 / S^a
+    labels = check_batch(logits, target, ignore_index, reduction)
+    weights = size_weights(labels.class_sizes(), size_exponent, computed_in(logits))  # 1 / S^a
 
-    def beta(log_p):
+    def beta(p):
         if weight == "none":
-            return torch.ones_like(log_p)
-        return torch.exp((1 - log_p.exp() - epsilon) / temperature)  # Eq. (5)
+            return torch.ones_like(p)
+        return torch.exp((1 - epsilon - p) / temperature)  # Eq. (5)
 
     def confidence_weighted(log_p):
-        b = beta(log_p)
-        return (b.detach() if detach else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
+        p = log_p.exp()
+        b = beta(p)
+        constant = detach or weight == "none"
+        loss = (b.detach() if constant else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
+        # By log p, of which the derivative of β is -β p / T.
+        derivative = -b if constant else torch.addcmul(b, loss, p, value=1 / temperature).neg_()
+        return loss, derivative
 
     loss, total = pixel_loss(
         logits,
-        target,
+        labels,
         confidence_weighted,
         weights=weights,
-        total_of=beta if normalize == "weights" else None,
-        ignore_index=ignore_index,
+        total_of=(lambda log_p: beta(log_p.exp())) if normalize == "weights" else None,
     )
     if reduction != "mean":
-        return reduce(loss, valid, reduction)
+        return reduce(loss, labels, reduction)
     if normalize == "images":
         return loss.sum() / max(len(loss), 1)
     return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1

@@ -1,0 +1,281 @@
+"""The ways in which one loss is computed: in chunks on a CPU, composed, compiled. All are equal."""
+
+import math
+
+import pytest
+import torch
+from test_losses import VARIANTS, build, every_loss, seeded, without_noise
+
+from patlib.losses import _core, focal
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+SHAPES = [(2, 4, 5, 7), (3, 4, 1), (5, 4), (1, 4, 33), (2, 4, 2, 3, 3)]
+
+
+def make_batch(shape, dtype=torch.float64, seed=0, scale=3.0, channels_last=False):
+    """Logits and target with ignored pixels and an absent class."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    target = torch.randint(shape[1] - 1, shape[:1] + shape[2:], generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    if channels_last:
+        logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
+    return logits.requires_grad_(), target
+
+
+def value_and_gradient(loss, logits, target, upstream=None):
+    value = seeded(loss, logits, target)
+    upstream = torch.ones_like(value) if upstream is None else upstream.to(value)
+    return value.detach(), torch.autograd.grad(value, logits, upstream)[0]
+
+
+def assert_near(path, reference, dtype):
+    """Value and gradient are those of the float64 reference, but for the rounding of dtype."""
+    value, grad = path
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert grad.dtype == dtype
+    eps = 2.0**-50 if dtype == torch.float64 else 2.0**-20
+    largest = lambda x: x.abs().max().item()  # noqa: E731
+    torch.testing.assert_close(
+        value.double(), reference[0], rtol=0, atol=4 * eps * max(largest(reference[0]), 1)
+    )
+    torch.testing.assert_close(
+        grad.double(),
+        reference[1],
+        rtol=torch.finfo(dtype).eps,
+        atol=4 * eps * max(largest(reference[1]), 1),
+    )
+
+
+def reference(loss, logits, target, upstream, monkeypatch):
+    """By `composed`, which is F.cross_entropy and autograd, in float64."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "implementation", lambda device_type: _core.composed)
+        exact = logits.detach().double().requires_grad_()
+        return value_and_gradient(loss, exact, target, upstream)
+
+
+@every_loss
+@pytest.mark.parametrize("path", ["in chunks", "composed"])
+def test_paths_agree(name, params, path, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    params = without_noise(name, params)
+    for seed, shape in enumerate(SHAPES):
+        for dtype in DTYPES:
+            for reduction in ("mean", "none"):
+                loss = build(name, params, reduction=reduction)
+                batch = make_batch(shape, dtype, seed, channels_last=seed % 2 == 1)
+                upstream = torch.randn((), generator=generator)
+                if reduction == "none":
+                    upstream = torch.randn(batch[1].shape, generator=generator)
+                expected = reference(loss, *batch, upstream, monkeypatch)
+                with monkeypatch.context() as patch:
+                    if path == "composed":
+                        patch.setattr(_core, "implementation", lambda _: _core.composed)
+                    # Parts of an image, several images, all of them.
+                    for chunk in (1, 7, 30, 90, 2**19) if path == "in chunks" else (1,):
+                        patch.setattr(_core, "CHUNK", chunk)
+                        result = value_and_gradient(loss, *batch, upstream)
+                        assert_near(result, expected, dtype)
+
+
+@every_loss
+def test_upstream_gradients(name, params):
+    logits, target = make_batch((2, 4, 3, 5))
+    ones = {r: value_and_gradient(build(name, params, reduction=r), logits, target)[1]
+            for r in ("mean", "sum", "none")}  # fmt: skip
+    for reduction, grad in ones.items():
+        loss = build(name, params, reduction=reduction)
+        for factor in (0.0, -2.5):
+            upstream = torch.full(target.shape if reduction == "none" else (), factor)
+            _, scaled = value_and_gradient(loss, logits, target, upstream)
+            torch.testing.assert_close(scaled, factor * grad)
+    # One pixel alone.
+    upstream = torch.zeros(target.shape)
+    i, j, k = (target != 255).nonzero()[3]
+    upstream[i, j, k] = 1
+    _, alone = value_and_gradient(build(name, params, reduction="none"), logits, target, upstream)
+    assert (alone[i, :, j, k] != 0).any()
+    torch.testing.assert_close(alone[i, :, j, k], ones["none"][i, :, j, k])
+    alone[i, :, j, k] = 0
+    assert (alone == 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits(name, params, dtype, monkeypatch):
+    params = without_noise(name, params)
+    logits, target = make_batch((2, 4, 6, 5), dtype, scale=5e3)
+    logits = logits.detach().clamp_(-1e4, 1e4).requires_grad_()
+    loss = build(name, params)
+    result = value_and_gradient(loss, logits, target)
+    assert result[0].isfinite() and result[1].isfinite().all()
+    assert_near(result, reference(loss, logits, target, None, monkeypatch), dtype)
+
+
+@every_loss
+def test_a_class_that_is_ruled_out(name, params):
+    # Logits of -inf: probability 0, no gradient; the others as if the class were not there.
+    logits, target = make_batch((2, 4, 6, 5))
+    masked = logits.detach().clone()
+    masked[:, 3] = -math.inf  # absent from the target
+    low = masked.clamp_min(-1e4).requires_grad_()
+    masked.requires_grad_()
+    loss = build(name, without_noise(name, params))
+    value, grad = value_and_gradient(loss, masked, target)
+    expected = value_and_gradient(loss, low, target)
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(grad, expected[1])
+    assert (grad[:, 3] == 0).all()
+
+
+@every_loss
+def test_ignored_pixels_may_hold_anything(name, params):
+    logits, target = make_batch((2, 4, 6, 5))
+    ignored = (target == 255).unsqueeze(1).expand_as(logits)
+    loss = build(name, without_noise(name, params))
+    value, grad = value_and_gradient(loss, logits, target)
+    for wrong in (-math.inf, math.inf, math.nan):
+        other = logits.detach().masked_fill(ignored, wrong).requires_grad_()
+        bad_value, bad_grad = value_and_gradient(loss, other, target)
+        torch.testing.assert_close(bad_value, value)
+        torch.testing.assert_close(bad_grad[~ignored], grad[~ignored])
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [v for v in VARIANTS if not (v[1].get("detach") or "normalize" in v[1])]
+)
+def test_gradient_of_the_gradient(name, params):
+    logits, target = make_batch((2, 4, 3))
+    for reduction in ("mean", "none"):
+        loss = build(name, params, reduction=reduction)
+        assert torch.autograd.gradgradcheck(lambda x, f=loss: seeded(f, x, target), logits)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        _core.cross_entropy,
+        lambda log_p: focal.focal(log_p, 2.0),
+        lambda log_p: focal.focal(log_p, 0.5),
+        lambda log_p: focal.focal(log_p, 0.0),
+    ],
+)
+def test_derivative_beside_the_equation(f):
+    log_p = -torch.logspace(-12, 4, 200, dtype=torch.float64).requires_grad_()
+    value, derivative = f(log_p)
+    (expected,) = torch.autograd.grad(value.sum(), log_p)
+    torch.testing.assert_close(derivative.expand_as(expected), expected)
+
+
+def kept_bytes(loss, logits, target):
+    """Bytes kept for the backward pass, besides logits and target."""
+    known = {logits.data_ptr(), target.data_ptr()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in known:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss(logits, target)
+    value.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("name", "params"), [v for v in VARIANTS if v[0] != "blv"])
+def test_one_number_a_pixel_is_kept(name, params):
+    logits, target = make_batch((2, 4, 40, 50), torch.float32)
+    # And a few more a batch: divisors.
+    assert kept_bytes(build(name, params), logits, target) <= 4 * target.numel() + 64
+
+
+# ------------------------------------------------------------------ the compiler
+
+
+@pytest.fixture
+def fresh_compiler(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(_core, "_cannot_compile", False)
+    monkeypatch.setattr(_core, "implementation", lambda _: _core.compiled)
+
+    def use(backend):
+        compiler = torch.compile(_core.composed, backend=backend)
+        monkeypatch.setattr(_core, "_compiler", lambda: compiler)
+
+    yield use
+    torch._dynamo.reset()
+
+
+def test_path_of_each_device():
+    assert _core.implementation("cpu") == _core._InChunks.apply
+    assert _core.implementation("cuda") is _core.compiled
+    assert _core.implementation("mps") is _core.composed
+
+
+@every_loss
+def test_compiled_path(name, params, fresh_compiler, monkeypatch):
+    fresh_compiler("aot_eager")
+    loss = build(name, without_noise(name, params), reduction="none")
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, target = make_batch((2, 4, 5, 7), dtype)
+        upstream = torch.randn(target.shape)
+        result = value_and_gradient(loss, logits, target, upstream)
+        assert_near(result, reference(loss, logits, target, upstream, monkeypatch), dtype)
+    assert not _core._cannot_compile
+
+
+@pytest.mark.parametrize(("name", "params"), [("pat", {}), ("ldam", {})])
+def test_compiled_kernel(name, params, fresh_compiler, monkeypatch):
+    fresh_compiler("inductor")
+    loss = build(name, params)
+    logits, target = make_batch((2, 4, 16, 24), torch.float32)
+    result = value_and_gradient(loss, logits, target)
+    assert_near(result, reference(loss, logits, target, None, monkeypatch), torch.float32)
+    assert not _core._cannot_compile
+    # Nothing of the size of the logits is kept.
+    assert kept_bytes(loss, logits, target) < logits.nbytes
+
+
+@every_loss
+def test_compiled_once_for_all_batches(name, params, fresh_compiler):
+    counter = torch._dynamo.testing.CompileCounter()
+    fresh_compiler(counter)
+    loss = build(name, params)
+    for seed in range(3):
+        logits, target = make_batch((2, 4, 5, 7), seed=seed)
+        loss(logits, target).backward()
+    assert counter.frame_count == 1
+
+
+def test_without_a_compiler(fresh_compiler, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    fresh_compiler(broken)
+    loss = build("pat")
+    logits, target = make_batch((2, 4, 5, 7))
+    with pytest.warns(UserWarning, match="no compiler here"):
+        result = value_and_gradient(loss, logits, target)
+    assert_near(result, reference(loss, logits, target, None, monkeypatch), torch.float64)
+    assert _core._cannot_compile
+    value_and_gradient(loss, logits, target)  # no second try, no second warning
+
+
+@every_loss
+def test_inside_a_compiled_model(name, params):
+    torch._dynamo.reset()
+    logits, target = make_batch((2, 4, 5, 7))
+    loss = build(name, without_noise(name, params))
+
+    def model(logits, target):
+        return 3 * loss(2 * logits, target)
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for one, other in zip(
+        value_and_gradient(compiled, logits, target),
+        value_and_gradient(model, logits, target),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
