@@ -142,7 +142,7 @@ def _bands(left, right, groups: dict[str, list[int]]) -> None:
 
 
 def _plot_shares(axis, classes: Sequence[Mapping], shares: np.ndarray, order: list[int]) -> None:
-    colors = [CLASS_COLORS[c % len(CLASS_COLORS)] for c in order]
+    colors = [class_color(c) for c in order]
     # An absent class has no bar: a log scale has no zero.
     widths = np.where(shares > 0, shares, np.nan)[order]
     bars = axis.barh(range(len(order)), widths, color=colors, edgecolor="black", linewidth=0.5)
@@ -160,7 +160,7 @@ def _plot_sizes(axis, split: Mapping, order: list[int]) -> None:
         if quantiles := split["classes"][c]["size_quantiles"]:
             low, first, median, third, high = quantiles
             axis.hlines(row, low, high, color="black", linewidth=1)
-            color = CLASS_COLORS[c % len(CLASS_COLORS)]
+            color = class_color(c)
             frame = dict(height=0.6, color=color, edgecolor="black", linewidth=0.5)
             axis.barh(row, third - first, left=first, **frame)
             axis.plot(median, row, "o", color="white", markeredgecolor="black", markersize=5)
