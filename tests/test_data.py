@@ -1,5 +1,6 @@
 """Data sets: the official layouts, read once and right, and refused by name if they do not fit."""
 
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -110,6 +111,31 @@ def test_cache_notices_changed_files_and_settings(camvid_tree):
     assert np.array_equal(after.masks[0], mask)
     assert not np.array_equal(before.masks[0], mask)
     assert before.fingerprint != after.fingerprint
+
+
+def test_processes_that_build_the_same_entry_at_once_do_not_spoil_it(camvid_tree, tmp_path):
+    def dataset():
+        return build_dataset("camvid", camvid_tree, "train", image_size=(32, 40))
+
+    expected = load_arrays(dataset(), tmp_path / "alone")
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(3)
+
+    def build():
+        start.wait()
+        load_arrays(dataset(), tmp_path / "shared")
+
+    processes = [context.Process(target=build) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list((tmp_path / "shared").iterdir())) == 1  # nothing half-written stays beside it
+    found = load_arrays(dataset(), tmp_path / "shared")
+    assert found.fingerprint == expected.fingerprint
+    assert np.array_equal(found.images, expected.images)
+    assert np.array_equal(found.masks, expected.masks)
 
 
 def test_a_failed_read_leaves_no_cache(camvid_tree, tmp_path):
