@@ -1,0 +1,159 @@
+"""Time and memory of the losses, forward and backward, beside `F.cross_entropy`.
+
+    python benchmarks/losses.py [--device cpu|cuda] [--quick]
+
+In each repetition every loss runs once, one after the other, so that whatever else the machine
+does meets them all; a ratio is the median of the ratios within a repetition. Memory is the peak of
+what is allocated above the logits and the target, the gradient included. Prints a table and writes
+benchmarks/records/losses-<device>.json.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop
+
+import torch
+import torch.nn.functional as F
+from common import save, seconds, spread
+
+from patlib.losses import LOSSES, build_loss
+
+SHAPES = [(8, 14, 256, 340), (8, 20, 256, 512), (4, 3, 256, 256), (2, 150, 512, 512)]
+QUICK_SHAPES = [(2, 5, 16, 24)]
+IGNORED = 0.1  # share of the pixels
+BASELINE, TEXTBOOK = "F.cross_entropy", "pat, one-hot"
+
+
+def textbook_pat(logits, target, temperature=20.0):
+    """PAT with its default parameters, written as in the paper, on one-hot tensors."""
+    valid = target != 255
+    one_hot = F.one_hot(target.where(valid, 0), logits.shape[1]).movedim(-1, 1)
+    one_hot = one_hot * valid.unsqueeze(1)
+    p = logits.float().softmax(1)
+    ce = -one_hot * logits.float().log_softmax(1)
+    beta = 1 / torch.exp((p - 1) / temperature)
+    size = one_hot.sum((2, 3), keepdim=True).clamp_min(1)
+    return (beta * ce / size).sum() / len(logits)
+
+
+def make_batch(shape, dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < IGNORED] = 255
+    return logits, target.to(device)
+
+
+def peak_bytes(step, device) -> int:
+    """Most bytes allocated at once during a call, above those before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    peak = now = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def measure(shape, dtype, device, repetitions):
+    """One row a loss: seconds, ratios, bytes."""
+    logits, target = make_batch(shape, dtype, device)
+    counts = target[target != 255].bincount(minlength=shape[1]).cpu()
+    losses = {
+        BASELINE: torch.nn.CrossEntropyLoss(ignore_index=255),
+        **{name: build_loss(name, shape[1], class_counts=counts).to(device) for name in LOSSES},
+        TEXTBOOK: textbook_pat,
+    }
+
+    def step(loss):
+        logits.grad = None
+        loss(logits, target).backward()
+
+    times = {name: [] for name in losses}
+    for repetition in range(repetitions + 2):
+        for name, loss in losses.items():
+            # The formula takes long, and is here for its order of magnitude.
+            if name == TEXTBOOK and repetition >= 5:
+                continue
+            taken = seconds(lambda loss=loss: step(loss), device)
+            if repetition >= 2:  # before that: compilation, the first memory from the system
+                times[name].append(taken)
+    rows = []
+    for name, loss in losses.items():
+        logits.grad = None
+        row = {
+            "shape": list(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+            "loss": name,
+            "seconds": spread(times[name]),
+            "peak_bytes": peak_bytes(lambda loss=loss: step(loss), device),
+        }
+        for other in (BASELINE, "ce"):
+            pairs = zip(times[name], times[other], strict=False)
+            row[f"ratio_to_{other}"] = spread([a / b for a, b in pairs])
+        if device.type == "cuda":
+            # What has to be moved: the logits read twice, their gradient written.
+            moved = 3 * logits.nbytes + 2 * target.nbytes
+            row["bytes_per_second"] = moved / row["seconds"]["median"]
+        rows.append(row)
+    return rows
+
+
+def copy_bytes_per_second(device) -> float:
+    """Bytes read and written a second by a copy of 1 GiB."""
+    source = torch.empty(2**28, device=device)
+    copy = torch.empty_like(source)
+    copy.copy_(source)
+    taken = spread([seconds(lambda: copy.copy_(source), device) for _ in range(20)])
+    return 2 * source.nbytes / taken["median"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repetitions", type=int, default=11)
+    parser.add_argument("--quick", action="store_true", help="a small batch, few repetitions")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    shapes, repetitions = SHAPES, options.repetitions
+    if options.quick:
+        shapes, repetitions = QUICK_SHAPES, 2
+
+    content = {"ignored": IGNORED, "results": []}
+    copied = None
+    if device.type == "cuda":
+        copied = content["copy_bytes_per_second"] = copy_bytes_per_second(device)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in shapes:
+            rows = measure(shape, dtype, device, repetitions)
+            print(f"\n{'x'.join(map(str, shape))} {rows[0]['dtype']}")
+            print(f"{'':16} {'ms':>9}   to {BASELINE} (quartiles)   to ce     peak MB")
+            for row in rows:
+                if copied:
+                    row["share_of_copy_bandwidth"] = row["bytes_per_second"] / copied
+                ratio = row[f"ratio_to_{BASELINE}"]
+                quartiles = f"{ratio['median']:8.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+                print(
+                    f"{row['loss']:16} {1e3 * row['seconds']['median']:9.2f} {quartiles:>34}"
+                    f" {row['ratio_to_ce']['median']:7.2f} {row['peak_bytes'] / 1e6:11.1f}"
+                    + (f" {row['share_of_copy_bandwidth']:6.0%}" if copied else ""),
+                    flush=True,
+                )
+            content["results"] += rows
+    print("\n", save("losses", device, options.quick, **content), sep="")
+
+
+if __name__ == "__main__":
+    main()
