@@ -22,7 +22,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/training.py
 
 # A notebook is executed in place, with its default parameters and trained afresh.
-_build/executed/%: notebooks/%.ipynb $(shell find patlib -name '*.py') | .venv/installed
+_build/executed/%: notebooks/%.ipynb $(shell find patlib study -name '*.py' -o -name '*.json') | .venv/installed
 	rm -rf notebooks/runs/demo
 	$(BIN)/python book/execute.py $<
 	mkdir -p $(@D) && touch $@

@@ -16,6 +16,9 @@ from patlib.models import MODELS, build_model
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 DEVICES = ("auto", "cpu", "cuda")
 
+# What training gives to every loss itself.
+GIVEN_TO_LOSSES = ("num_classes", "class_counts", "ignore_index", "reduction")
+
 # Where a run reads and writes; it has no influence on the result and is not part of its identity.
 PLACES = ("data_root", "output_dir")
 
@@ -93,6 +96,8 @@ class RunConfig:
             ):
                 raise ValueError(f"{name}={value!r} is not allowed: it takes the path of a folder")
 
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", check_image_size(self.image_size))
         check_data_params(self.dataset, self.data_params)
         if self.dataset == "synthetic":  # needs no files to check the values as well
             Synthetic(image_size=self.image_size, **self.data_params)
@@ -107,10 +112,13 @@ class RunConfig:
             )
         check_choice("split_scheme", self.split_scheme, SPLIT_SCHEMES)
         check_choice("void", self.void, VOID_MODES)
-        if self.image_size is not None:
-            object.__setattr__(self, "image_size", check_image_size(self.image_size))
         check_choice("loss", self.loss, LOSSES)
         check_choice("model", self.model, MODELS)
+        for param in self.loss_params:
+            if param in GIVEN_TO_LOSSES:
+                raise ValueError(
+                    f"loss_params={self.loss_params!r} is not allowed: training sets {param} itself"
+                )
         # The numbers of classes are not known yet; names and values of parameters are checked.
         build_loss(self.loss, num_classes=2, class_counts=torch.ones(2), **self.loss_params)
         with torch.device("meta"):
@@ -149,8 +157,12 @@ class RunConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def identity(self) -> dict:
-        """The settings that the result depends on: all but where it reads and writes."""
-        return {k: v for k, v in self.to_dict().items() if k not in PLACES}
+        """The settings that the result depends on: all but where it reads and writes.
+
+        ``device`` is what it means on this machine, ``"cpu"`` or ``"cuda"``.
+        """
+        values = {k: v for k, v in self.to_dict().items() if k not in PLACES}
+        return {**values, "device": self.accelerator}
 
     def _check_number(self, name: str, kind: type, minimum, exclusive: bool = False) -> None:
         value = getattr(self, name)

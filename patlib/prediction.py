@@ -11,6 +11,18 @@ from torch.nn import functional as F
 from patlib.models import build_model
 
 
+def read_checkpoint(path: Path) -> dict:
+    """What a checkpoint holds; ValueError that names the file if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise ValueError(
+            f"{path} is not a checkpoint, or a damaged one: remove it to start anew ({error})"
+        ) from error
+
+
 def load_model(checkpoint: str | Path) -> tuple[nn.Module, dict]:
     """The network of a checkpoint, in evaluation mode, and what else the file holds.
 
@@ -23,10 +35,15 @@ def load_model(checkpoint: str | Path) -> tuple[nn.Module, dict]:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: the file is damaged, or something else.
     """
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     path = path / "last.ckpt" if path.is_dir() else path
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {str(path)!r}: it takes the last.ckpt of a run, or its folder"
+        )
+    content = read_checkpoint(path)
     config = content["config"]
     # The weights come from the checkpoint: nothing is downloaded to be overwritten.
     params = {k: v for k, v in config["model_params"].items() if k != "pretrained"}
@@ -50,8 +67,12 @@ def predict(checkpoint: str | Path, image: str | Path | Image.Image) -> np.ndarr
         uint8 (H, W) of class numbers; ``load_model(checkpoint)[1]["class_names"]`` names them.
     """
     model, content = load_model(checkpoint)
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
+    if isinstance(image, str | Path):
+        image = Image.open(Path(image).expanduser())
+    elif not isinstance(image, Image.Image):
+        raise ValueError(
+            f"image of {type(image)} is not allowed: it takes a file or an image of PIL"
+        )
     image = image.convert("RGB")
     height, width = content["image_size"]
     resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

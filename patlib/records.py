@@ -46,10 +46,10 @@ class RunRecord:
         """
         try:
             record = cls(**json.loads(Path(path).read_text()))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not the record of a run ({error})") from error
-        for part in ("test", "validation"):
-            scores = record.result[part]
+            parts = [record.result[part] for part in ("test", "validation")]
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not the record of a run ({error!r})") from error
+        for scores in parts:
             # null stands for NaN: a class in neither truth nor prediction
             for name, score in scores.items():
                 if name == "iou":

@@ -20,6 +20,7 @@ from patlib.data import Arrays, build_dataset, count_classes, load_arrays
 from patlib.losses import build_loss
 from patlib.metrics import SegmentationMetrics
 from patlib.models import build_model
+from patlib.prediction import read_checkpoint
 from patlib.records import RESULTS_VERSION, RunRecord, provenance, write_text
 
 CHECKPOINT, LOG, RECORD = "last.ckpt", "log.csv", "record.json"
@@ -32,7 +33,8 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     precision, channels_last. Scored is the network of the last epoch. In ``config.output_dir``
     are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, ``record.json``
     at the end. Called again with the same configuration and folder, it goes on from the last
-    epoch, or returns the record if nothing is left to do.
+    epoch, or returns the record if nothing is left to do (after a look at the data: a run of the
+    same settings on other data is another run).
 
     Args:
         config: the run.
@@ -52,13 +54,13 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     )
     # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
     fabric.launch(_train, config.to_dict(), progress)
-    return RunRecord.load(Path(config.output_dir) / RECORD)
+    return RunRecord.load(Path(config.output_dir).expanduser() / RECORD)
 
 
 def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
     config = RunConfig(**settings)
     started = time.perf_counter()
-    output_dir = Path(config.output_dir)
+    output_dir = Path(config.output_dir).expanduser()
     bar = _bar if progress and fabric.is_global_zero else _no_bar
 
     datasets = {split: _dataset(config, split) for split in ("train", "validation", "test")}
@@ -303,7 +305,7 @@ def _load_checkpoint(output_dir: Path, identity: dict) -> dict | None:
     path = output_dir / CHECKPOINT
     if not path.is_file():
         return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     _check_same_run(output_dir, identity, checkpoint["identity"])
     return checkpoint
 

@@ -18,6 +18,9 @@ from patlib import RunConfig
         ({"loss_params": {"temprature": 20}}, "temprature.*temperature"),
         ({"loss_params": {"temperature": -1}}, "temperature"),
         ({"loss": "ce", "loss_params": {"gamma": 2}}, "gamma"),
+        ({"loss_params": {"reduction": "none"}}, "loss_params=.*training sets reduction itself"),
+        ({"loss_params": {"ignore_index": 0}}, "training sets ignore_index itself"),
+        ({"loss_params": {"class_counts": [1, 2]}}, "training sets class_counts itself"),
         ({"loss_params": [20]}, r"loss_params=\[20\].*mapping"),
         ({"model_params": {"widht": 8}}, "widht.*width"),
         ({"model_params": {"width": 0}}, "width"),
@@ -62,6 +65,13 @@ def test_goes_through_json_unchanged():
     )
     assert config.image_size == (96, 128) and config.data_root == "x"
     assert RunConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_identity_names_the_device_that_auto_means():
+    here = RunConfig(device="auto").identity()
+    assert here["device"] in ("cpu", "cuda")
+    if here["device"] == "cpu":
+        assert here == RunConfig(device="cpu").identity()
 
 
 def test_identity_leaves_out_places_only():

@@ -120,6 +120,14 @@ def test_wrong_input_is_named(prediction, target, message):
         SegmentationMetrics(3).update(prediction, target)
 
 
+def test_two_classes():
+    metrics = SegmentationMetrics(2, class_counts=[5, 3])
+    metrics.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 1]]))
+    scores = metrics.compute()
+    assert scores["iou"] == pytest.approx([0.5, 0.5])
+    assert scores["mid"] == 0.5 and math.isnan(scores["head"])  # a third of two classes is none
+
+
 def test_class_counts_of_the_wrong_length():
     with pytest.raises(ValueError, match="class_counts has 2"):
         SegmentationMetrics(3, class_counts=[1, 2])

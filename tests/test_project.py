@@ -6,7 +6,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+
+from patlib import RunConfig, RunRecord
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +53,16 @@ def test_python_of_the_readme_is_valid_and_its_files_exist():
 def test_importing_a_loss_does_not_wait_for_the_training_library():
     code = "import sys, patlib.losses; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "study/records/runs").glob("*.json")), ids=lambda path: path.stem
+)
+def test_stored_records_can_be_read_and_run_again(path):
+    record = RunRecord.load(path)
+    config = RunConfig(**{**record.config, "data_root": "somewhere"})
+    assert config.identity() == record.config
+    assert record.provenance["commit"] and not record.provenance["commit"].endswith("-dirty")
+    assert record.result["curves"]["epoch"][-1] == config.epochs
+    names = path.stem.split("-")
+    assert [names[0], names[-2], names[-1]] == [config.dataset, config.loss, f"seed{config.seed}"]

@@ -247,7 +247,20 @@ def test_cosine():
     assert 0 < cosine(9, 10) < 0.03
 
 
-def test_record_refuses_another_file(tmp_path):
-    (tmp_path / "x.json").write_text('{"loss": 3}')
+@pytest.mark.parametrize("text", ['{"loss": 3}', '{"config": {}, "result": {}, "provenance": {}}'])
+def test_record_refuses_another_file(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json is not the record"):
         RunRecord.load(tmp_path / "x.json")
+
+
+def test_damaged_checkpoint_is_named(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"half of a checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint, or a damaged one"):
+        train(config, progress=False)
+
+
+def test_predict_refuses_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        predict(tmp_path, "street.jpg")
