@@ -15,14 +15,22 @@ import numpy as np
 from patlib.data.dataset import SegmentationDataset
 
 # Raise when arrays written by an earlier version must not be read any more.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Arrays(NamedTuple):
-    """A whole data set: images uint8 (N, H, W, 3), classes uint8 (N, H, W), and their SHA-256."""
+    """A whole data set, decoded and resized.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        masks: classes, 255 for ignored pixels, uint8 (N, H, W).
+        histogram: pixels of each value in the masks, int64 (256,).
+        fingerprint: SHA-256 of images and masks.
+    """
 
     images: np.ndarray
     masks: np.ndarray
+    histogram: np.ndarray
     fingerprint: str
 
 
@@ -53,6 +61,7 @@ def load_arrays(
     return Arrays(
         np.load(entry / "images.npy", mmap_mode="c"),
         np.load(entry / "masks.npy", mmap_mode="c"),
+        np.load(entry / "histogram.npy"),
         (entry / "sha256").read_text(),
     )
 
@@ -89,9 +98,11 @@ def _decode(dataset: SegmentationDataset, progress: Callable) -> Arrays:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    # By image: counting takes eight bytes for each pixel that it is given at once.
+    histogram = sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
     digest = hashlib.sha256(images.data)
     digest.update(masks.data)
-    return Arrays(images, masks, digest.hexdigest())
+    return Arrays(images, masks, histogram, digest.hexdigest())
 
 
 def _write(entry: Path, arrays: Arrays) -> None:
@@ -101,6 +112,7 @@ def _write(entry: Path, arrays: Arrays) -> None:
     try:
         np.save(beside / "images.npy", arrays.images)
         np.save(beside / "masks.npy", arrays.masks)
+        np.save(beside / "histogram.npy", arrays.histogram)
         (beside / "sha256").write_text(arrays.fingerprint)
         beside.chmod(0o755)
         try:
