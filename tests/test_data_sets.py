@@ -144,7 +144,7 @@ def test_nyuv2_reads_the_official_file(tmp_path):
 def test_nyuv2_reads_from_many_threads_and_after_pickling(mat, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     dataset = build_dataset("nyuv2", mat, image_size=(48, 64))
-    images, masks, _ = load_arrays(dataset)
+    images, masks, *_ = load_arrays(dataset)
     again = pickle.loads(pickle.dumps(dataset))
     for i in range(len(dataset)):
         for image, mask in (dataset.arrays(i), again.arrays(i)):
