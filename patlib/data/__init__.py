@@ -75,7 +75,9 @@ def check_data_params(name: str, params: dict) -> None:
             )
 
 
-def count_classes(dataset: SegmentationDataset | Arrays, num_classes: int | None = None):
+def count_classes(
+    dataset: SegmentationDataset | Arrays, num_classes: int | None = None
+) -> torch.Tensor:
     """Valid pixels of each class in a data set: what ``class_counts`` of a loss wants.
 
     Args:
