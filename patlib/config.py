@@ -1,6 +1,7 @@
 """What a training run is: a checked set of values."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from patlib.data import Synthetic, check_data_params
+from patlib.data import DATASETS, SegmentationDataset, Synthetic, check_data_params
 from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES, check_choice, check_image_size
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
@@ -159,9 +160,22 @@ class RunConfig:
     def identity(self) -> dict:
         """The settings that the result depends on: all but where it reads and writes.
 
+        Parameters of data, loss and model that were not given stand there with their defaults;
         ``device`` is what it means on this machine, ``"cpu"`` or ``"cuda"``.
         """
         values = {k: v for k, v in self.to_dict().items() if k not in PLACES}
+        data_defaults = _defaults(
+            DATASETS[self.dataset], inspect.signature(SegmentationDataset).parameters
+        )
+        values["data_params"] = {**data_defaults, **self.data_params}
+        values["loss_params"] = {
+            **_defaults(LOSSES[self.loss], GIVEN_TO_LOSSES),
+            **self.loss_params,
+        }
+        values["model_params"] = {
+            **_defaults(MODELS[self.model], GIVEN_TO_LOSSES),
+            **self.model_params,
+        }
         return {**values, "device": self.accelerator}
 
     def _check_number(self, name: str, kind: type, minimum, exclusive: bool = False) -> None:
@@ -173,3 +187,12 @@ class RunConfig:
             bound = "greater than" if exclusive else "of at least"
             raise ValueError(f"{name}={value!r} is not allowed: it takes {what} {bound} {minimum}")
         object.__setattr__(self, name, kind(value))
+
+
+def _defaults(function, given_elsewhere) -> dict:
+    """Parameters of a data set, loss or model that a run can set itself, with their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and name not in given_elsewhere
+    }

@@ -107,6 +107,33 @@ class SegmentationMetrics(Metric):
         return {**{name: float(score) for name, score in scores.items()}, "iou": iou.tolist()}
 
 
+def count_per_image(
+    labels: torch.Tensor, target: torch.Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX
+) -> torch.Tensor:
+    """Pixels of each class in each image: what a bootstrap over images resamples.
+
+    Args:
+        labels: predicted labels (B, *spatial), integers.
+        target: labels (B, *spatial), 0 ... L-1 or ``ignore_index``.
+        num_classes: L.
+
+    Returns:
+        int64 (B, 3, L): pixels of the class that are found (true and predicted), true, and
+        predicted, among the valid ones. Summed over images, IoU is found / (true + predicted -
+        found).
+    """
+    valid = target != ignore_index
+    image = torch.arange(len(target), device=target.device).view(-1, *[1] * (target.ndim - 1))
+    true, predicted = (
+        (image * num_classes + classes)[valid] for classes in (target.long(), labels.long())
+    )
+    counts = [
+        torch.bincount(cells, minlength=len(target) * num_classes).view(-1, num_classes)
+        for cells in (true[true == predicted], true, predicted)
+    ]
+    return torch.stack(counts, 1)
+
+
 def class_groups(class_counts) -> dict[str, list[int]]:
     """Head, middle and tail: thirds of the classes by their share of the training pixels.
 

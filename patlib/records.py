@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -71,20 +72,27 @@ def provenance(device: torch.device) -> dict:
     }
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a whole file or nothing: beside first, then renamed."""
+@contextmanager
+def write_whole(path: str | Path):
+    """A binary file that appears whole or not at all: written beside first, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a whole file or nothing (see :func:`write_whole`)."""
+    with write_whole(path) as file:
+        file.write(text.encode())
+    return Path(path)
 
 
 def _plain(value):

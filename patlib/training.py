@@ -3,8 +3,6 @@
 import csv
 import io
 import math
-import os
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +16,13 @@ from tqdm import tqdm
 from patlib.config import RunConfig
 from patlib.data import Arrays, build_dataset, count_classes, load_arrays
 from patlib.losses import build_loss
-from patlib.metrics import SegmentationMetrics
+from patlib.metrics import SegmentationMetrics, count_per_image
 from patlib.models import build_model
 from patlib.prediction import read_checkpoint
-from patlib.records import RESULTS_VERSION, RunRecord, provenance, write_text
+from patlib.records import RESULTS_VERSION, RunRecord, provenance, write_text, write_whole
 
-CHECKPOINT, LOG, RECORD = "last.ckpt", "log.csv", "record.json"
+CHECKPOINT, LOG, RECORD, IMAGES = "last.ckpt", "log.csv", "record.json", "test_images.npz"
+NUM_PREDICTIONS = 8  # label maps of test images that a run keeps
 
 
 def train(config: RunConfig, progress: bool = True) -> RunRecord:
@@ -31,8 +30,8 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
 
     Adam, learning rate on a cosine to 0 over all steps, horizontal flips, float32 or mixed
     precision, channels_last. Scored is the network of the last epoch. In ``config.output_dir``
-    are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, ``record.json``
-    at the end. Called again with the same configuration and folder, it goes on from the last
+    are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, at the end
+    ``test_images.npz`` (see :func:`describe_images`) and ``record.json``. Called again with the same configuration and folder, it goes on from the last
     epoch, or returns the record if nothing is left to do (after a look at the data: a run of the
     same settings on other data is another run).
 
@@ -188,7 +187,12 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
         },
     )
     if fabric.is_global_zero:
-        record.save(output_dir / RECORD)
+        with fabric.autocast():
+            described = describe_images(
+                model.module, images["test"], config.batch_size, num_classes
+            )
+        _save_images(output_dir / IMAGES, described)
+        record.save(output_dir / RECORD)  # last: where it is, everything is
 
 
 class Images:
@@ -266,6 +270,36 @@ def evaluate(
     return metrics.compute()
 
 
+@torch.no_grad()
+def describe_images(
+    model: nn.Module, images: Images, batch_size: int, num_classes: int
+) -> dict[str, np.ndarray]:
+    """What can be said later about the single images of a split without network and images.
+
+    Returns:
+        ``counts``, int32 (N, 3, L), pixels of each class found, true and predicted in each image
+        (see :func:`patlib.metrics.count_per_image`); ``shown``, the numbers of at most
+        ``NUM_PREDICTIONS`` images spread evenly over the split; ``labels``, uint8
+        (len(shown), H, W), their predicted label maps.
+    """
+    shown = np.unique(np.linspace(0, len(images) - 1, NUM_PREDICTIONS).round().astype(int))
+    was_training = model.training
+    model.eval()
+    counts, labels = [], []
+    for image, target in images.batches(batch_size):
+        predicted = model(image).argmax(1)
+        counts.append(count_per_image(predicted, target, num_classes).int().cpu())
+        first = sum(map(len, counts)) - len(target)
+        kept = [i - first for i in shown if first <= i < first + len(target)]
+        labels.append(predicted[kept].to(torch.uint8).cpu())
+    model.train(was_training)
+    return {
+        "counts": torch.cat(counts).numpy(),
+        "shown": shown,
+        "labels": torch.cat(labels).numpy(),
+    }
+
+
 def cosine(step: int, total_steps: int) -> float:
     """Factor of the learning rate before step 0, 1, ..., total_steps - 1: from 1 towards 0."""
     return 0.5 * (1 + math.cos(math.pi * step / total_steps))
@@ -321,16 +355,13 @@ def _check_same_run(output_dir: Path, wanted: dict, found: dict) -> None:
 
 
 def _save_checkpoint(path: Path, content: dict) -> None:
-    """Written beside, then renamed: a kill at any moment leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with write_whole(path) as file:
+        torch.save(content, file)
+
+
+def _save_images(path: Path, content: dict[str, np.ndarray]) -> None:
+    with write_whole(path) as file:
+        np.savez_compressed(file, **content)
 
 
 def _write_log(path: Path, curves: list[dict]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from patlib import RunConfig, RunRecord
+from patlib.grid import run_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,5 +65,4 @@ def test_stored_records_can_be_read_and_run_again(path):
     assert config.identity() == record.config
     assert record.provenance["commit"] and not record.provenance["commit"].endswith("-dirty")
     assert record.result["curves"]["epoch"][-1] == config.epochs
-    names = path.stem.split("-")
-    assert [names[0], names[-2], names[-1]] == [config.dataset, config.loss, f"seed{config.seed}"]
+    assert path.stem == run_name(record.config)

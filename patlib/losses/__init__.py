@@ -39,7 +39,7 @@ __all__ = [
     "pat_loss",
 ]
 
-_MODULES = {
+LOSSES = {
     "ce": CELoss,
     "focal": FocalLoss,
     "cb": CBLoss,
@@ -49,7 +49,6 @@ _MODULES = {
     "blv": BLVLoss,
     "pat": PATLoss,
 }
-LOSSES = tuple(_MODULES)
 
 
 def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.Module:
@@ -74,7 +73,7 @@ size_exponent=1.0, weight='beta', normalize='images', detach=False)
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}, must be one of {', '.join(LOSSES)}")
     num_classes = check_integer("num_classes", num_classes, minimum=1)
-    module = _MODULES[name]
+    module = LOSSES[name]
     accepted = set(inspect.signature(module).parameters)
     if "class_counts" in accepted:
         given = {"class_counts": check_class_counts(class_counts, num_classes)}

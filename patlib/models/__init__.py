@@ -24,9 +24,12 @@ __all__ = [
     "unetplusplus",
 ]
 
-MODELS = ("segnet", "unet", "attention_unet", "unetplusplus")
-
-_BUILDERS = dict(zip(MODELS, (SegNet, unet, AttentionUNet, unetplusplus), strict=True))
+MODELS = {
+    "segnet": SegNet,
+    "unet": unet,
+    "attention_unet": AttentionUNet,
+    "unetplusplus": unetplusplus,
+}
 
 
 def build_model(name: str, num_classes: int, **params) -> nn.Module:
@@ -50,7 +53,7 @@ def build_model(name: str, num_classes: int, **params) -> nn.Module:
     """
     if name not in MODELS:
         raise ValueError(f"model={name!r} is not allowed: it takes one of {', '.join(MODELS)}")
-    builder = _BUILDERS[name]
+    builder = MODELS[name]
     allowed = [p for p in inspect.signature(builder).parameters if p != "num_classes"]
     for param in params:
         if param not in allowed:

@@ -1,0 +1,132 @@
+"""A grid: the runs behind one table, each with a name that its record is filed under."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from patlib.config import RunConfig
+from patlib.records import RESULTS_VERSION, RunRecord
+
+# What does not make a run another run: where it reads, writes and computes.
+ELSEWHERE = ("data_root", "output_dir", "device", "devices")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        method: label of the row of a table, such as ``"PAT"``.
+        settings: of :class:`~patlib.RunConfig`, all but those of ``ELSEWHERE``; checked.
+        candidate: which of the settings that a tuned method chooses from (0 if there is one).
+    """
+
+    method: str
+    settings: dict
+    candidate: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the record: readable, and another one for any other settings."""
+        return run_name(self.settings)
+
+    def config(self, data_root: str | Path | None, output_dir: str | Path, **settings) -> RunConfig:
+        """The run, with places (and ``device``, ``devices``) filled in."""
+        return RunConfig(
+            **self.settings, data_root=data_root, output_dir=str(output_dir), **settings
+        )
+
+
+def load_grid(path: str | Path) -> list[Cell]:
+    """The cells of a grid file; see :func:`read_grid`. Errors name the file."""
+    try:
+        return read_grid(yaml.safe_load(Path(path).read_text()))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_grid(grid: Mapping) -> list[Cell]:
+    """The cells of a grid.
+
+    A grid is a list of ``blocks``, each with ``settings`` (of RunConfig, shared by its runs),
+    ``methods`` (label -> settings of the method; a list of settings is a method to be tuned: the
+    one with the best validation mIoU counts) and ``seeds``. A block's runs are all methods with all
+    seeds, seed by seed.
+
+    Raises:
+        ValueError: something is missing, unknown or not allowed in a RunConfig; the message says
+            in which block and method. Nothing is run or read before all of it is checked.
+    """
+    blocks = grid.get("blocks") if isinstance(grid, Mapping) else None
+    if not isinstance(blocks, list) or not blocks:
+        raise ValueError("a grid needs a list of blocks")
+    cells = []
+    for number, block in enumerate(blocks):
+        where = f"blocks[{number}]"
+        if not isinstance(block, Mapping) or set(block) != {"settings", "methods", "seeds"}:
+            raise ValueError(f"{where} takes settings, methods and seeds, all three")
+        for seed, (method, choices) in itertools.product(block["seeds"], block["methods"].items()):
+            for candidate, choice in enumerate(choices if isinstance(choices, list) else [choices]):
+                try:
+                    settings = complete({**block["settings"], **choice, "seed": seed})
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{where}, method {method!r}: {error}") from error
+                cells.append(Cell(method, settings, candidate))
+    return cells
+
+
+def complete(settings: Mapping) -> dict:
+    """All settings that make a run what it is: those given and RunConfig's defaults, checked."""
+    if given := [name for name in ELSEWHERE if name in settings]:
+        raise ValueError(f"{', '.join(given)} cannot be set in a grid: it is chosen when it is run")
+    if settings.get("image_size") is None:
+        raise ValueError("image_size is missing: a grid names it")
+    somewhere = None if settings.get("dataset", "synthetic") == "synthetic" else "."
+    return _without_places(RunConfig(**settings, data_root=somewhere).identity())
+
+
+def run_name(settings: Mapping) -> str:
+    """Name of a run: data set, size, network, loss, seed, and a hash of all settings.
+
+    The hash is over all settings but ``ELSEWHERE``, and over ``RESULTS_VERSION``: a run with
+    another setting has another name, the same run on another machine the same.
+    """
+    settings = _without_places(settings)
+    content = json.dumps([RESULTS_VERSION, settings], sort_keys=True)
+    return "-".join(
+        [
+            settings["dataset"],
+            "x".join(map(str, settings["image_size"])),
+            settings["model"],
+            settings["loss"],
+            f"seed{settings['seed']}",
+            hashlib.sha256(content.encode()).hexdigest()[:8],
+        ]
+    )
+
+
+def load_records(cells: list[Cell], folder: str | Path) -> dict[str, RunRecord]:
+    """The records of those cells that were run: name -> record."""
+    paths = {cell.name: Path(folder) / f"{cell.name}.json" for cell in cells}
+    return {name: RunRecord.load(path) for name, path in paths.items() if path.is_file()}
+
+
+def data_root(dataset: str, data: str | Path | None) -> Path | None:
+    """Where a data set lies in the folder that holds them all, each under its own name.
+
+    ``oxford_pet`` is the exception: torchvision makes a folder ``oxford-iiit-pet`` in its root.
+    """
+    if dataset == "synthetic":
+        return None
+    if data is None:
+        raise ValueError(f"the data set {dataset!r} is read from files: name the folder (data)")
+    return Path(data) if dataset == "oxford_pet" else Path(data) / dataset
+
+
+def _without_places(settings: Mapping) -> dict:
+    return {name: value for name, value in settings.items() if name not in ELSEWHERE}
