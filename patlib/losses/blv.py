@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._core import (
+    CHUNK,
     PixelLoss,
     check_batch,
     check_choice,
@@ -56,13 +57,23 @@ def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
     return drawn.normal_(std=sigma)
 
 
+def vary(logits: Tensor, drawn: Tensor, variation: Tensor) -> Tensor:
+    """x_c + |clamp(δ, -1, 1)| · f_c / max f, in the memory of the drawn δ: no other is needed."""
+    share = variation.to(drawn)
+    rows = [drawn]
+    if drawn.device.type == "cpu" and drawn.ndim > 2 and not torch.compiler.is_compiling():
+        # Some rows of an image at a time, so that they stay in the cache from step to step.
+        height = max(CHUNK * drawn.shape[2] // max(drawn[:1].numel(), 1), 1)
+        rows = [part for image in drawn.split(1) for part in image.split(height, 2)]
+    for part in rows:
+        part.abs_().clamp_max_(1).mul_(per_channel(share, part))
+    return drawn.add_(logits)
+
+
 def varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction) -> Tensor:
     labels = check_batch(logits, target, ignore_index, reduction, len(variation))
     if training:
-        size = draw_noise(logits, noise, sigma).abs_().clamp_max_(1)
-        share = per_channel(variation.to(size), logits)
-        # In place: one tensor of the size of the logits in all.
-        logits = size.mul_(share).add_(logits)
+        logits = vary(logits, draw_noise(logits, noise, sigma), variation)
     loss, _ = pixel_loss(logits, labels, cross_entropy)
     return reduce(loss, labels, reduction)
 
