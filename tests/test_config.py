@@ -78,3 +78,19 @@ def test_identity_leaves_out_places_only():
     config = RunConfig(output_dir="a")
     left_out = {f.name for f in dataclasses.fields(RunConfig)} - set(config.identity())
     assert left_out == {"data_root", "output_dir"}
+
+
+def test_identity_names_the_parameters_that_were_left_out():
+    identity = RunConfig(loss_params={"temperature": 5.0}).identity()
+    expected = dict(temperature=5.0, epsilon=0.0, size_exponent=1.0)
+    assert identity["loss_params"] == {
+        **expected,
+        "weight": "beta",
+        "normalize": "images",
+        "detach": False,
+    }
+    assert identity["model_params"] == {"width": 32, "stages": 5}
+    assert identity["data_params"]["num_classes"] == 8
+    whole = RunConfig(**identity)
+    assert whole.identity() == identity
+    assert RunConfig(loss_params={"temperature": 5.0, "epsilon": 0.0}).identity() == identity

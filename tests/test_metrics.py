@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, jaccard_score
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from patlib.metrics import SegmentationMetrics, class_groups
+from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
 
 
 def random_case(seed, num_classes=6, shape=(3, 9, 11)):
@@ -131,3 +131,14 @@ def test_two_classes():
 def test_class_counts_of_the_wrong_length():
     with pytest.raises(ValueError, match="class_counts has 2"):
         SegmentationMetrics(3, class_counts=[1, 2])
+
+
+def test_counts_of_each_image_are_those_of_its_own_confusion_matrix():
+    logits, target = random_case(3)
+    target[1] = 255  # an image without a valid pixel
+    labels = logits.argmax(1)
+    counts = count_per_image(labels, target, 6)
+    for image in range(3):
+        confusion = multiclass_confusion_matrix(labels[image], target[image], 6, ignore_index=255)
+        expected = [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
+        assert torch.equal(counts[image], torch.stack(expected))

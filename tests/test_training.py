@@ -58,6 +58,23 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert [float(r["train_loss"]) for r in rows] == record.result["curves"]["train_loss"]
 
 
+def test_kept_images_are_those_that_were_scored(config, tmp_path, camvid_tree):
+    record = train(config, progress=False)
+    with np.load(tmp_path / "run" / "test_images.npz") as kept:
+        found, true, predicted = kept["counts"].sum(0)
+        shown, labels = kept["shown"], kept["labels"]
+        assert len(kept["counts"]) == record.provenance["num_images"]["test"] == 5
+    with np.errstate(invalid="ignore"):  # a class that is nowhere
+        iou = found / (true + predicted - found)
+    np.testing.assert_allclose(iou, record.result["test"]["iou"])
+    assert shown.tolist() == [0, 1, 2, 3, 4]  # fewer images than would be kept
+    network, _ = load_model(tmp_path / "run")
+    images = build_dataset("camvid", camvid_tree, "test", image_size=(32, 40))
+    for i, label_map in zip(shown, labels, strict=True):
+        with torch.no_grad():
+            np.testing.assert_array_equal(network(images[i][0][None])[0].argmax(0), label_map)
+
+
 def test_same_configuration_same_result(config, tmp_path):
     results = []
     for folder in ("a", "b"):
@@ -229,6 +246,7 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
         "last.ckpt",
         "log.csv",
         "record.json",
+        "test_images.npz",
     ]
     stored = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(stored.result, record.result)
