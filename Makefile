@@ -4,8 +4,6 @@
 # All make the environment (.venv) themselves; PYTHON names the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-EXECUTED := $(NOTEBOOKS:notebooks/%.ipynb=_build/executed/%)
 
 .PHONY: test book bench clean
 
@@ -14,18 +12,16 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
-book: .venv/installed $(EXECUTED)
-	$(BIN)/jupyter-book build . -n -W --keep-going
+# What a killed run leaves behind, a lock or half a result, does not stop the next one. All pages are
+# written anew: that takes seconds, and a warning shows only on a page that is.
+book: .venv/installed
+	$(BIN)/snakemake -s book/Snakefile --cores 2 --nolock --rerun-incomplete --keep-going --quiet all
+	$(BIN)/jupyter-book build . --all -n -W --keep-going
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/training.py
-
-# A notebook is executed in place, with its default parameters and trained afresh.
-_build/executed/%: notebooks/%.ipynb $(shell find patlib study -name '*.py' -o -name '*.json') | .venv/installed
-	rm -rf notebooks/runs/demo
-	$(BIN)/python book/execute.py $<
-	mkdir -p $(@D) && touch $@
+	$(BIN)/python benchmarks/figure6.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -33,4 +29,4 @@ _build/executed/%: notebooks/%.ipynb $(shell find patlib study -name '*.py' -o -
 	touch $@
 
 clean:
-	rm -rf _build notebooks/runs/demo .venv
+	rm -rf _build .snakemake notebooks/runs/demo .venv

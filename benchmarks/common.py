@@ -9,10 +9,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from patlib.records import provenance, write_text
 
 RECORDS = Path(__file__).parent / "records"
+
+
+# F.cross_entropy, and the two formulas on one-hot tensors below.
+BASELINE, TEXTBOOK_CE, TEXTBOOK_PAT = "F.cross_entropy", "ce, one-hot", "pat, one-hot"
+
+
+def textbook_ce(logits, target):
+    """Cross-entropy as the paper writes it, Eq. (1), over the valid pixels."""
+    x, one_hot = in_full(logits), one_hot_labels(target, logits.shape[1])
+    ce = -one_hot * x.log_softmax(1)
+    return ce.sum() / one_hot.sum().clamp_min(1)
+
+
+def textbook_pat(logits, target, temperature=20.0):
+    """PAT as the paper writes it, Eq. (4) and (5), with epsilon = 0."""
+    x, one_hot = in_full(logits), one_hot_labels(target, logits.shape[1])
+    p = x.softmax(1)
+    ce = -one_hot * x.log_softmax(1)
+    beta = 1 / torch.exp((p - 1) / temperature)  # of all classes
+    size = one_hot.sum((2, 3), keepdim=True).clamp_min(1)
+    return (beta * ce / size).sum() / len(logits)
+
+
+def in_full(logits):
+    """float64 stays; half and bfloat16 become float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def one_hot_labels(target, num_classes):
+    """(B, H, W) to (B, L, H, W), int64; no class at the pixels that are 255."""
+    valid = target != 255
+    one_hot = F.one_hot(target.where(valid, 0), num_classes).movedim(-1, 1)
+    return one_hot * valid.unsqueeze(1)
 
 
 def cpu_model() -> str:

@@ -14,27 +14,13 @@ import os
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop
 
 import torch
-import torch.nn.functional as F
-from common import save, seconds, spread
+from common import BASELINE, TEXTBOOK_PAT, save, seconds, spread, textbook_pat
 
 from patlib.losses import LOSSES, build_loss
 
 SHAPES = [(8, 14, 256, 340), (8, 20, 256, 512), (4, 3, 256, 256), (2, 150, 512, 512)]
 QUICK_SHAPES = [(2, 5, 16, 24)]
 IGNORED = 0.1  # share of the pixels
-BASELINE, TEXTBOOK = "F.cross_entropy", "pat, one-hot"
-
-
-def textbook_pat(logits, target, temperature=20.0):
-    """PAT with its default parameters, written as in the paper, on one-hot tensors."""
-    valid = target != 255
-    one_hot = F.one_hot(target.where(valid, 0), logits.shape[1]).movedim(-1, 1)
-    one_hot = one_hot * valid.unsqueeze(1)
-    p = logits.float().softmax(1)
-    ce = -one_hot * logits.float().log_softmax(1)
-    beta = 1 / torch.exp((p - 1) / temperature)
-    size = one_hot.sum((2, 3), keepdim=True).clamp_min(1)
-    return (beta * ce / size).sum() / len(logits)
 
 
 def make_batch(shape, dtype, device):
@@ -74,7 +60,7 @@ def measure(shape, dtype, device, repetitions):
     losses = {
         BASELINE: torch.nn.CrossEntropyLoss(ignore_index=255),
         **{name: build_loss(name, shape[1], class_counts=counts).to(device) for name in LOSSES},
-        TEXTBOOK: textbook_pat,
+        TEXTBOOK_PAT: textbook_pat,
     }
 
     def step(loss):
@@ -85,7 +71,7 @@ def measure(shape, dtype, device, repetitions):
     for repetition in range(repetitions + 2):
         for name, loss in losses.items():
             # The formula takes long, and is here for its order of magnitude.
-            if name == TEXTBOOK and repetition >= 5:
+            if name == TEXTBOOK_PAT and repetition >= 5:
                 continue
             taken = seconds(lambda loss=loss: step(loss), device)
             if repetition >= 2:  # before that: compilation, the first memory from the system

@@ -147,7 +147,7 @@ class RunConfig:
 
     @property
     def accelerator(self) -> str:
-        """``"cuda"`` or ``"cpu"``: what ``device`` means on this machine."""
+        """What ``device`` means on this machine, ``"cuda"`` or ``"cpu"``."""
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device

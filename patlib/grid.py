@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name of the record: readable, and another one for any other settings."""
+        """Name of the record's file, readable; any other settings have another one."""
         return run_name(self.settings)
 
     def config(self, data_root: str | Path | None, output_dir: str | Path, **settings) -> RunConfig:
@@ -46,7 +46,7 @@ def load_grid(path: str | Path) -> list[Cell]:
     """The cells of a grid file; see :func:`read_grid`. Errors name the file."""
     try:
         return read_grid(yaml.safe_load(Path(path).read_text()))
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -62,19 +62,26 @@ def read_grid(grid: Mapping) -> list[Cell]:
         ValueError: something is missing, unknown or not allowed in a RunConfig; the message says
             in which block and method. Nothing is run or read before all of it is checked.
     """
-    blocks = grid.get("blocks") if isinstance(grid, Mapping) else None
-    if not isinstance(blocks, list) or not blocks:
-        raise ValueError("a grid needs a list of blocks")
+    if not isinstance(grid, Mapping) or set(grid) != {"blocks"} or not _filled(grid["blocks"]):
+        raise ValueError("a grid is a list of blocks and nothing else")
     cells = []
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(grid["blocks"]):
         where = f"blocks[{number}]"
         if not isinstance(block, Mapping) or set(block) != {"settings", "methods", "seeds"}:
             raise ValueError(f"{where} takes settings, methods and seeds, all three")
+        if not _filled(block["seeds"]):
+            raise ValueError(f"{where}: seeds={block['seeds']!r} is not allowed: it takes a list")
+        for part in ("settings", "methods"):
+            if not isinstance(block[part], Mapping) or not block[part]:
+                raise ValueError(f"{where}: {part}={block[part]!r} is not allowed: it takes names")
         for seed, (method, choices) in itertools.product(block["seeds"], block["methods"].items()):
-            for candidate, choice in enumerate(choices if isinstance(choices, list) else [choices]):
+            choices = [choices] if isinstance(choices, Mapping) else choices
+            if not _filled(choices) or not all(isinstance(choice, Mapping) for choice in choices):
+                raise ValueError(f"{where}, method {method!r} takes settings or a list of them")
+            for candidate, choice in enumerate(choices):
                 try:
                     settings = complete({**block["settings"], **choice, "seed": seed})
-                except (TypeError, ValueError) as error:
+                except ValueError as error:
                     raise ValueError(f"{where}, method {method!r}: {error}") from error
                 cells.append(Cell(method, settings, candidate))
     return cells
@@ -84,6 +91,9 @@ def complete(settings: Mapping) -> dict:
     """All settings that make a run what it is: those given and RunConfig's defaults, checked."""
     if given := [name for name in ELSEWHERE if name in settings]:
         raise ValueError(f"{', '.join(given)} cannot be set in a grid: it is chosen when it is run")
+    known = [field.name for field in fields(RunConfig) if field.name not in ELSEWHERE]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"unknown setting {unknown[0]!r}: it takes {', '.join(known)}")
     if settings.get("image_size") is None:
         raise ValueError("image_size is missing: a grid names it")
     somewhere = None if settings.get("dataset", "synthetic") == "synthetic" else "."
@@ -130,3 +140,7 @@ def data_root(dataset: str, data: str | Path | None) -> Path | None:
 
 def _without_places(settings: Mapping) -> dict:
     return {name: value for name, value in settings.items() if name not in ELSEWHERE}
+
+
+def _filled(value) -> bool:
+    return isinstance(value, list) and bool(value)

@@ -49,9 +49,9 @@ class SegmentationMetrics(Metric):
         """Count a batch.
 
         Args:
-            prediction: logits (B, L, *spatial) of a floating type, or labels (B, *spatial) of an
-                integer type.
-            target: labels (B, *spatial), integers 0 ... L-1 or ``ignore_index``.
+            prediction: logits ``(B, L, *spatial)`` of a floating type, or labels
+                ``(B, *spatial)`` of an integer type.
+            target: labels ``(B, *spatial)``, integers 0 ... L-1 or ``ignore_index``.
         """
         if prediction.is_floating_point():
             if prediction.ndim < 2 or prediction.shape[1] != self.num_classes:
@@ -113,12 +113,12 @@ def count_per_image(
     """Pixels of each class in each image: what a bootstrap over images resamples.
 
     Args:
-        labels: predicted labels (B, *spatial), integers.
-        target: labels (B, *spatial), 0 ... L-1 or ``ignore_index``.
+        labels: predicted labels ``(B, *spatial)``, integers.
+        target: labels ``(B, *spatial)``, 0 ... L-1 or ``ignore_index``.
         num_classes: L.
 
     Returns:
-        int64 (B, 3, L): pixels of the class that are found (true and predicted), true, and
+        int64 (B, 3, L), the pixels of the class that are found (true and predicted), true, and
         predicted, among the valid ones. Summed over images, IoU is found / (true + predicted -
         found).
     """

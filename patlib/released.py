@@ -24,9 +24,9 @@ def pat_inap(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
     a mean over pixels. The gradient flows through w. w lies in [0.5, 1.36].
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, 0 ... L-1. The released code has no ignored pixels: void is a
-            class (data loaded with `void="class"`), and 255 is refused.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, 0 ... L-1. The released code has no ignored pixels: void is
+            a class (data loaded with `void="class"`), and 255 is refused.
         tau: τ > 0, divides the logits.
 
     Raises:
@@ -71,7 +71,7 @@ def _released_pat(logits, target, tau, times_classes):
 
 
 def released_miou(prediction: Tensor, target: Tensor, num_classes: int = 3) -> float:
-    """mIoU of one batch as the released code measures it; its runs report the mean over batches.
+    """mIoU of one batch as the released code measures it; its runs report the mean over batches::
 
         mean over the classes c < num_classes that are present in the batch's target of
         (|prediction = c and target = c| + 1e-10) / (|prediction = c or target = c| + 1e-10)

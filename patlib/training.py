@@ -31,10 +31,10 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     Adam, learning rate on a cosine to 0 over all steps, horizontal flips, float32 or mixed
     precision, channels_last. Scored is the network of the last epoch. In ``config.output_dir``
     are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, at the end
-    ``test_images.npz`` (see :func:`describe_images`) and ``record.json``. Called again with the
-    same configuration and folder, it goes on from the last epoch, or returns the record if nothing
-    is left to do (after a look at the data: a run of the same settings on other data is another
-    run).
+    ``test_images.npz`` (see :func:`~patlib.training.describe_images`) and ``record.json``. Called
+    again with the same configuration and folder, it goes on from the last epoch, or returns the
+    record if nothing is left to do (after a look at the data: a run of the same settings on other
+    data is another run).
 
     Args:
         config: the run.

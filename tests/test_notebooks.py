@@ -1,13 +1,16 @@
 """The notebooks under papermill, as a user runs them."""
 
+import csv
 import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import papermill
 import pytest
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from patlib import RunConfig
@@ -88,7 +91,40 @@ def test_stored_notebooks_are_fit_to_publish(notebook):
     assert notebook.stat().st_size < 700_000
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     code = [c for c in content["cells"] if c["cell_type"] == "code"]
-    assert any("parameters" in c["metadata"].get("tags", []) for c in code)
+    # First what Colab lacks, then the parameters.
+    assert code[0]["metadata"]["tags"] == ["hide-cell"] and not code[0]["outputs"]
+    assert "parameters" in code[1]["metadata"]["tags"]
     assert not any("injected-parameters" in c["metadata"].get("tags", []) for c in code)
     outputs = [o for c in code for o in c["outputs"]]
     assert outputs and all(o["output_type"] != "error" for o in outputs)
+
+
+def first_cell(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_every_notebook_begins_with_the_same_cell():
+    assert len({first_cell(notebook) for notebook in NOTEBOOKS.glob("*.ipynb")}) == 1
+
+
+def test_first_cell_fetches_the_repository_in_colab_and_does_nothing_elsewhere(monkeypatch):
+    asked = []
+    shell = SimpleNamespace(system=asked.append)
+    space = {"get_ipython": lambda: shell}
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(first_cell(TRAIN), space)
+    assert not asked and "/content/patlib" not in sys.path
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(first_cell(TRAIN), space)
+    clone, install = asked
+    url = yaml.safe_load((NOTEBOOKS.parent / "_config.yml").read_text())["repository"]["url"]
+    assert clone.startswith("git clone ") and clone.endswith(f" {url} /content/patlib")
+    assert install.startswith("pip install ") and "/content/patlib[book]" in install
+    assert sys.path[0] == "/content/patlib"
+
+
+def test_every_stored_notebook_was_executed():
+    with open(NOTEBOOKS.parent / "book" / "executed.csv", newline="") as file:
+        status = {row["notebook"]: row["status"] for row in csv.DictReader(file)}
+    assert status == {notebook.stem: "succeeded" for notebook in NOTEBOOKS.glob("*.ipynb")}

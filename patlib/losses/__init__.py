@@ -1,7 +1,7 @@
 """The losses of the paper's tables: each a function, a `torch.nn.Module`, and a name.
 
 All are called like `torch.nn.CrossEntropyLoss`: `loss(logits, target)`, with logits
-(B, L, *spatial) of any floating type and target (B, *spatial) int64, 255 being ignored.
+`(B, L, *spatial)` of any floating type and target `(B, *spatial)` int64, 255 being ignored.
 """
 
 import inspect

@@ -89,7 +89,7 @@ def blv_loss(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """Balancing logit variation: cross-entropy of x_c + |clamp(δ, -1, 1)| · f_c / max f.
+    """Balancing logit variation: cross-entropy of `x_c + |clamp(δ, -1, 1)| · f_c / max f`.
 
     f_c = log Σ n - log n_c, with n_c the number of pixels of class c in the training set, and δ a
     fresh random number for each logit: the rarer the class, the more its logits vary. Only in
@@ -98,8 +98,8 @@ def blv_loss(
     The noise comes from PyTorch's global generator of the logits' device (`torch.manual_seed`).
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
             training loop use the Module, which makes f only once.
         noise: δ is "gaussian", normal with standard deviation sigma; "uniform" on
@@ -109,7 +109,7 @@ def blv_loss(
         training: whether to add the noise. The Module passes its own mode.
         ignore_index: label of the pixels to leave out.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: counts missing, negative, not finite or not L; an unknown noise; sigma

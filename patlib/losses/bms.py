@@ -33,7 +33,7 @@ def bms_loss(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """Balanced softmax: cross-entropy of the logits x_c + log n_c.
+    """Balanced softmax: cross-entropy of the logits x_c + log n_c::
 
         -log( n_y exp(x_y) / Σ_c n_c exp(x_c) )
 
@@ -42,13 +42,13 @@ def bms_loss(
     classes were equally frequent. (The meta sampler of the original is not part of it.)
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. Only
             their ratios matter.
         ignore_index: label of the pixels to leave out.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: counts missing, negative, not finite or not L; shapes, types or labels other

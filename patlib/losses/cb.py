@@ -70,15 +70,15 @@ def cb_loss(
     w_c is then close to 1 / n_c.
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
             training loop use the Module, which makes the weights only once.
         beta: b, in [0, 1); None for (N - 1) / N.
         ignore_index: label of the pixels to leave out.
         reduction: "mean", the sum of the weighted losses divided by the number of valid pixels of
             the batch (0 if it has none), not by the sum of their weights; the "sum"; or "none":
-            one weighted value a pixel, (B, *spatial), 0 at ignored ones.
+            one weighted value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: counts missing, negative, not finite or not L; beta outside [0, 1); shapes,

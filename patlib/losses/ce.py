@@ -11,11 +11,11 @@ def ce_loss(
     """Softmax cross-entropy: -log p, with p the softmax probability of the pixel's true class.
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         ignore_index: label of the pixels to leave out.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: shapes, types or labels other than these.

@@ -38,12 +38,12 @@ def focal_loss(
     pixels weigh; γ = 0 is cross-entropy.
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         gamma: the focusing exponent γ >= 0, without unit.
         ignore_index: label of the pixels to leave out.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: γ negative or not finite; shapes, types or labels other than these.

@@ -72,15 +72,15 @@ def ldam_loss(
     whose logits in [-1, 1] margin and scale were made, and without its deferred re-weighting.
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
             training loop use the Module, which makes the margins only once.
         max_margin: largest margin, in logits before scaling, >= 0.
         scale: s > 0, multiplies all logits after the margin.
         ignore_index: label of the pixels to leave out.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, (B, *spatial), 0 at ignored ones.
+            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
         ValueError: counts missing, negative, not finite or not L; max_margin negative, scale not

@@ -55,7 +55,7 @@ def pat_loss(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """PAT: each pixel's cross-entropy, weighted by its confidence and by the size of its class.
+    """PAT: each pixel's cross-entropy, weighted by its confidence and by the size of its class::
 
         loss = (1/B) Σ_i Σ_j β_ij / (S_i^l)^a · (-log p_ij)          Eq. (4)
         β_ij = exp((1 - p_ij - ε) / T)                               Eq. (5)
@@ -66,8 +66,8 @@ def pat_loss(
     size_exponent=0, weight="none", normalize="weights" it is cross-entropy.
 
     Args:
-        logits: (B, L, *spatial), any floating type; half and bfloat16 are computed in float32.
-        target: (B, *spatial), int64, classes 0 ... L-1 or `ignore_index`.
+        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         temperature: T > 0. β lies between exp(-ε/T) and exp((1 - ε)/T): at T = 20 and ε = 0
             between 1 and 1.051.
         epsilon: ε; it only multiplies the loss by exp(-ε/T).
@@ -81,7 +81,7 @@ def pat_loss(
             code lets it flow, as False does.
         ignore_index: label of the pixels to leave out; they count in no S.
         reduction: "mean" as `normalize` says (0 for a batch without valid pixels); "sum" of the
-            weighted losses; or "none": one weighted value a pixel, (B, *spatial), 0 at ignored
+            weighted losses; or "none": one weighted value a pixel, `(B, *spatial)`, 0 at ignored
             ones.
 
     Raises:

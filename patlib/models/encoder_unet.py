@@ -1,13 +1,19 @@
 """UNet and UNet++ with a classification network as encoder, from segmentation-models-pytorch."""
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
 from patlib.models.layers import check_images, check_positive_int, pad_images
 
+try:
+    import segmentation_models_pytorch as smp
+except ModuleNotFoundError:  # our own networks do without it
+    smp = None
+
 # The "mit" encoders do not fit UNet++ and cannot be built on the meta device.
-ENCODERS = tuple(n for n in smp.encoders.get_encoder_names() if not n.startswith("mit_"))
+ENCODERS = tuple(
+    n for n in (smp.encoders.get_encoder_names() if smp else ()) if not n.startswith("mit_")
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,10 +33,15 @@ class EncoderUNet(nn.Module):
 
     Raises:
         ValueError: an argument is not allowed, or images have another shape or type.
+        ModuleNotFoundError: segmentation-models-pytorch is not installed.
     """
 
-    def __init__(self, network: type[nn.Module], num_classes: int, encoder: str, pretrained: bool):
+    def __init__(self, network: str, num_classes: int, encoder: str, pretrained: bool):
         super().__init__()
+        if smp is None:
+            raise ModuleNotFoundError(
+                "unet and unetplusplus need segmentation-models-pytorch, which is not installed"
+            )
         check_positive_int("num_classes", num_classes)
         if encoder not in ENCODERS:
             raise ValueError(
@@ -46,7 +57,7 @@ class EncoderUNet(nn.Module):
         # The meta device has no values: arguments are checked there, nothing is downloaded.
         download = pretrained and torch.get_default_device().type != "meta"
         weights = "imagenet" if download else None
-        self.network = network(encoder, encoder_weights=weights, classes=num_classes)
+        self.network = getattr(smp, network)(encoder, encoder_weights=weights, classes=num_classes)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if download:
             published = smp.encoders.get_preprocessing_params(encoder, weights)
@@ -74,7 +85,7 @@ def unet(num_classes: int, encoder: str = "resnet18", pretrained: bool = False) 
         encoder: one of ``ENCODERS``.
         pretrained: download ImageNet weights for the encoder; otherwise all weights are drawn.
     """
-    return EncoderUNet(smp.Unet, num_classes, encoder, pretrained)
+    return EncoderUNet("Unet", num_classes, encoder, pretrained)
 
 
 def unetplusplus(
@@ -84,4 +95,4 @@ def unetplusplus(
 
     Deep supervision is off.
     """
-    return EncoderUNet(smp.UnetPlusPlus, num_classes, encoder, pretrained)
+    return EncoderUNet("UnetPlusPlus", num_classes, encoder, pretrained)

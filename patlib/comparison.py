@@ -1,0 +1,518 @@
+"""Records of a grid, compared: scores by seed, and differences with what their chance part is.
+
+Two things are left to chance in a difference between two methods: the seeds of the runs, and which
+images happen to be in the test part. Runs of the same seed are compared pair by pair, and a
+bootstrap over the test images (the same images for both methods) gives an interval. Only where both
+agree is a method called higher or lower than another, see :attr:`Difference.word`.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from patlib.grid import Cell, load_grid, load_records
+from patlib.metrics import class_groups
+from patlib.records import RunRecord
+
+# Labels of the data sets and networks in tables and figures.
+DATASET_LABELS = {
+    "synthetic": "embedded",
+    "oxford_pet": "Oxford-IIIT Pet",
+    "cityscapes": "Cityscapes",
+    "nyuv2": "NYUv2",
+    "camvid": "CamVid",
+    "folder": "own images",
+}
+MODEL_LABELS = {
+    "segnet": "SegNet",
+    "unet": "U-Net",
+    "attention_unet": "Attention U-Net",
+    "unetplusplus": "U-Net++",
+}
+GROUPS = ("head", "mid", "tail")
+
+
+class Place(NamedTuple):
+    """What runs must share to be compared: the images, their labels, and the network."""
+
+    dataset: str
+    model: str
+    split_scheme: str
+    void: str
+
+    def __str__(self) -> str:
+        """Such as ``NYUv2`` or, as the paper has it, ``NYUv2, 80/10/10 %, void a class``."""
+        parts = [DATASET_LABELS[self.dataset]]
+        parts += ["80/10/10 %"] if self.split_scheme == "paper" else []
+        parts += ["void a class"] if self.void == "class" and self.dataset != "oxford_pet" else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell of a grid, and its record if it was run.
+
+    Attributes:
+        cell: the cell.
+        record: None if it was not run.
+        folder: of the records.
+    """
+
+    cell: Cell
+    record: RunRecord | None
+    folder: Path
+
+    @property
+    def place(self) -> Place:
+        return Place(*(self.cell.settings[name] for name in Place._fields))
+
+    def score(self, metric: str, split: str = "test") -> float:
+        """A score of the record, in [0, 1]; of ``SegmentationMetrics.compute``."""
+        return self.record.result[split][metric]
+
+    def images(self) -> dict[str, np.ndarray]:
+        """``counts`` int32 (N, 3, L), ``shown`` (K,) and ``labels`` uint8 (K, H, W).
+
+        See :func:`patlib.training.describe_images`.
+        """
+        path = self.folder / f"{self.cell.name}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"there is a record but no {path}: copy both files of a run")
+        with np.load(path) as file:
+            return {name: file[name] for name in ("counts", "shown", "labels")}
+
+
+def load_runs(grid: str | Path, records: str | Path, seeds: Sequence[int] | None = None):
+    """The cells of a grid file with their records: list of :class:`Run`, in the grid's order.
+
+    Of a method with several candidates only one is left, see :func:`choose_candidates`.
+
+    Args:
+        grid: a file of study/grids.
+        records: folder of the records. It may lack any of them, or not exist.
+        seeds: those that count; None for all.
+
+    Raises:
+        ValueError: two cells of one place, method, seed and candidate.
+    """
+    cells = [c for c in load_grid(grid) if seeds is None or c.settings["seed"] in seeds]
+    found = load_records(cells, records)
+    runs = [Run(cell, found.get(cell.name), Path(records)) for cell in cells]
+    keys = [(*r.place, r.cell.method, r.cell.settings["seed"], r.cell.candidate) for r in runs]
+    if doubles := {str(key) for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"{grid} runs more than once: {', '.join(sorted(doubles))}")
+    return choose_candidates(runs)
+
+
+def choose_candidates(runs: Iterable[Run]) -> list[Run]:
+    """Of each method that is tuned, the runs of the candidate with the best validation score.
+
+    Best is the mean validation mIoU over the seeds; the first of equals. The test scores are not
+    looked at. As long as a run of any candidate is missing, nothing is chosen, and the method
+    counts as not run.
+    """
+    kept = []
+    for methods in by_place(runs).values():
+        for members in methods.values():
+            candidates = defaultdict(list)
+            for run in members:
+                candidates[run.cell.candidate].append(run)
+            if len(candidates) == 1:
+                kept += members
+            elif any(run.record is None for run in members):
+                kept += [Run(run.cell, None, run.folder) for run in candidates[0]]
+            else:
+                kept += max(
+                    candidates.values(),
+                    key=lambda tried: np.mean([run.score("miou", "validation") for run in tried]),
+                )
+    return kept
+
+
+def chosen_settings(run: Run, cells: Iterable[Cell]) -> str:
+    """What a tuned method chose: the settings of a run that differ between the candidates.
+
+    Args:
+        run: one of the chosen candidate.
+        cells: of the grid.
+    """
+
+    def flat(settings):
+        return {"learning rate": settings["learning_rate"], **settings["loss_params"]}
+
+    tried = [flat(cell.settings) for cell in cells if cell.method == run.cell.method]
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in flat(run.cell.settings).items()
+        if any(settings.get(name) != value for settings in tried)
+    )
+
+
+def by_place(runs: Iterable[Run]) -> dict[Place, dict[str, list[Run]]]:
+    """Place -> method -> its runs, all in the order of the grid."""
+    places = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        places[run.place][run.cell.method].append(run)
+    return {place: dict(methods) for place, methods in places.items()}
+
+
+def summarize(runs: Iterable[Run], metric: str = "miou", split: str = "test") -> list[dict]:
+    """One row for each place and method, in the order of the grid.
+
+    Returns:
+        dicts with ``place, method``, ``scores`` (seed -> score in [0, 1]), ``mean``,
+        ``std`` over the seeds (of a sample: divided by n - 1; NaN for fewer than two), ``n`` (runs
+        with a record) and ``planned`` (runs in the grid). No record: ``mean`` is NaN.
+    """
+    rows = []
+    for place, methods in by_place(runs).items():
+        for method, members in methods.items():
+            scores = {
+                run.cell.settings["seed"]: run.score(metric, split)
+                for run in members
+                if run.record is not None
+            }
+            values = list(scores.values())
+            rows.append(
+                dict(
+                    place=place,
+                    method=method,
+                    scores=scores,
+                    mean=float(np.mean(values)) if values else math.nan,
+                    std=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+                    n=len(values),
+                    planned=len(members),
+                )
+            )
+    return rows
+
+
+def describe(runs: Iterable[Run]) -> list[dict]:
+    """What was run, one row for each place.
+
+    Returns:
+        dicts with ``place, settings`` (those of the first run), ``seeds`` (of the grid),
+        ``n`` (runs with a record), ``planned``, and, where there is a record, ``images`` (of each
+        split), ``devices`` and ``minutes`` (the median run, training and scoring).
+    """
+    rows = []
+    for place, methods in by_place(runs).items():
+        members = [run for method in methods.values() for run in method]
+        made_of = [run.record.provenance for run in members if run.record]
+        row = dict(
+            place=place,
+            settings=members[0].cell.settings,
+            seeds=sorted({run.cell.settings["seed"] for run in members}),
+            n=len(made_of),
+            planned=len(members),
+        )
+        if made_of:
+            row["images"] = made_of[0]["num_images"]
+            row["devices"] = sorted({origin["device"] for origin in made_of})
+            row["minutes"] = float(np.median([o["seconds"]["all"] for o in made_of])) / 60
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean test score of a method minus that of another, over the seeds that both have.
+
+    Attributes:
+        method, reference: labels of the methods.
+        by_seed: seed -> difference, in [-1, 1].
+        low, high: ends of the 95 % interval over test images.
+    """
+
+    method: str
+    reference: str
+    by_seed: dict[int, float]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.by_seed.values())))
+
+    @property
+    def word(self) -> str:
+        """``"higher"`` or ``"lower"`` if the interval leaves out 0 and every seed agrees.
+
+        Else ``"not distinguishable"``, as is a difference that prints as 0.0 points. With one seed,
+        nothing is known about other seeds.
+        """
+        if signed(self.mean) == signed(0):
+            return "not distinguishable"
+        for word, sign in (("higher", 1), ("lower", -1)):
+            ends = (sign * self.low, sign * self.high)
+            if min(ends) > 0 and all(sign * value > 0 for value in self.by_seed.values()):
+                return word
+        return "not distinguishable"
+
+    def __str__(self) -> str:
+        """The difference in words, in percentage points: a sentence without its full stop."""
+        seeds = f"{len(self.by_seed)} seeds" if len(self.by_seed) > 1 else "one seed"
+        low, high = signed(self.low), signed(self.high)
+        where = f"95 % interval {low} to {high}, {seeds}"
+        if self.word == "not distinguishable":
+            return (
+                f"{self.method} and {self.reference} are not distinguishable "
+                f"({signed(self.mean)} points, {where})"
+            )
+        size = f"{100 * abs(self.mean):.1f}"
+        return f"{self.method} is {self.word} than {self.reference} by {size} points ({where})"
+
+
+def compare(
+    runs: Iterable[Run],
+    method: str,
+    reference: str,
+    metric: str = "miou",
+    resamples: int = 2000,
+    block: int = 1,
+    seed: int = 0,
+) -> Difference | None:
+    """A method against another on the test images of one place.
+
+    Args:
+        runs: of one place; others are refused.
+        method, reference: labels of the grid.
+        metric: ``"miou"``, or the mean IoU of the ``"head"``, ``"mid"`` or ``"tail"``.
+        resamples, block, seed: of :func:`bootstrap_difference`.
+
+    Returns:
+        None if they have no seed in common, or there is no record of one of them.
+    """
+    runs = list(runs)
+    if len({run.place for run in runs}) > 1:
+        raise ValueError("runs of several data sets or networks cannot be compared with each other")
+    if metric not in ("miou", *GROUPS):
+        raise ValueError(f"metric={metric!r} is not allowed: 'miou', 'head', 'mid' or 'tail'")
+    first, second = (
+        {r.cell.settings["seed"]: r for r in runs if r.cell.method == label and r.record}
+        for label in (method, reference)
+    )
+    seeds = [s for s in first if s in second]
+    if not seeds:
+        return None
+    _check_same_images([side[s] for side in (first, second) for s in seeds])
+    counts = [np.stack([side[s].images()["counts"] for s in seeds]) for side in (first, second)]
+    classes = None
+    if metric != "miou":
+        classes = class_groups(first[seeds[0]].record.result["class_counts"])[metric]
+    low, high = bootstrap_difference(*counts, classes, resamples, block, seed)
+    by_seed = {s: first[s].score(metric) - second[s].score(metric) for s in seeds}
+    return Difference(method, reference, by_seed, low, high)
+
+
+def _check_same_images(runs: Sequence[Run]) -> None:
+    """ValueError if the runs were not scored on the same test images: pairs need the same ones."""
+    tested = {run.record.provenance["data"]["test"]: run.cell.name for run in runs}
+    if len(tested) > 1:
+        raise ValueError(f"scored on different test images: {', '.join(tested.values())}")
+
+
+def bootstrap_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    classes: Sequence[int] | None = None,
+    resamples: int = 2000,
+    block: int = 1,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of the difference in mean IoU, over which images are in the test part.
+
+    Images are drawn with replacement, the same ones for both sides and all runs. Counts are summed
+    over the images, then come IoU and its mean over the classes (those in neither truth nor
+    prediction left out), then the mean over runs. What varies from seed to seed is not in the
+    interval.
+
+    Neighbouring frames of a video look alike: drawn one by one they count as more images than they
+    are, and the interval comes out too narrow. ``block`` draws runs of neighbours instead (the
+    circular block bootstrap, Politis and Romano 1992).
+
+    Args:
+        first, second: (R, N, 3, L), pixels of each class found, true and predicted in each of N
+            images, of R runs; R may differ between the two.
+        classes: those that the mean is over; None for all.
+        resamples: how many test parts are drawn.
+        block: how many neighbouring images are drawn together; at most N / 2.
+        seed: of the draws.
+
+    Returns:
+        The 2.5 % and 97.5 % quantiles, in [-1, 1].
+
+    Raises:
+        ValueError: shapes that do not fit each other, or a block longer than N / 2.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 4 or first.shape[1:] != second.shape[1:] or first.shape[2] != 3:
+        raise ValueError(
+            f"counts of shape {first.shape} and {second.shape} are not allowed: both take "
+            "(runs, images, 3, classes), with the same images and classes"
+        )
+    num_images = first.shape[1]
+    if not 1 <= block <= num_images / 2:
+        raise ValueError(
+            f"block={block} is not allowed with {num_images} test images: at least 1, at most half "
+            "of them"
+        )
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples} is not allowed: it takes at least 1")
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(num_images, size=(resamples, math.ceil(num_images / block), 1))
+    drawn = ((starts + np.arange(block)) % num_images).reshape(resamples, -1)[:, :num_images]
+    weights = np.stack([np.bincount(row, minlength=num_images) for row in drawn])
+    # Sums of whole numbers: exact in float64.
+    means = [mean_iou(_resample(weights, counts), classes).mean(1) for counts in (first, second)]
+    low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resample(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Counts (R, N, 3, L) summed over the images with weights (M, N): (M, R, 3, L)."""
+    num_runs, num_images, *rest = counts.shape
+    flat = counts.swapaxes(0, 1).reshape(num_images, -1).astype(float)
+    return (weights.astype(float) @ flat).reshape(len(weights), num_runs, *rest)
+
+
+def mean_iou(counts: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
+    """Mean IoU from counts (..., 3, L) of pixels found, true and predicted, as in
+    :class:`patlib.metrics.SegmentationMetrics`. NaN where no class of the mean is anywhere.
+    """
+    found, true, predicted = np.moveaxis(np.asarray(counts, dtype=float), -2, 0)
+    union = true + predicted - found
+    present = union > 0
+    iou = np.divide(found, union, out=np.zeros_like(union), where=present)
+    if classes is not None:
+        iou, present = iou[..., list(classes)], present[..., list(classes)]
+    number = present.sum(-1)
+    return np.divide(iou.sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def glance(runs: Iterable[Run], resamples: int = 2000, block: int = 1) -> list[dict]:
+    """Results at a glance: one row for each place of a grid.
+
+    Returns:
+        dicts with ``place``, ``seeds`` (the smallest number of runs a method has), and for
+        ``miou`` and ``tail`` each a dict: ``best`` (the method with the highest mean), ``mean``
+        (its mean), ``equals`` (the methods not distinguishable from it, itself among them),
+        ``means`` (method -> mean) and ``pat`` (:class:`Difference` of PAT to CE, or None). A data
+        set is left out as long as a method of the grid has no record on it: the best of some is
+        no best.
+    """
+    rows = []
+    for place, methods in by_place(runs).items():
+        if not all(any(run.record for run in members) for members in methods.values()):
+            continue
+        members = [run for method in methods.values() for run in method if run.record]
+        row = dict(place=place, seeds=min(s["n"] for s in summarize(members)))
+        for metric in ("miou", "tail"):
+            means = {s["method"]: s["mean"] for s in summarize(members, metric)}
+            best = max(means, key=means.get)
+            equals = [best]
+            for method in means:
+                if method != best:
+                    difference = compare(members, method, best, metric, resamples, block)
+                    if difference is None or difference.word == "not distinguishable":
+                        equals.append(method)
+            row[metric] = dict(
+                best=best,
+                mean=means[best],
+                equals=[method for method in means if method in equals],
+                means=means,
+                pat=compare(members, "PAT", "CE", metric, resamples, block),
+            )
+        rows.append(row)
+    return rows
+
+
+def answer(rows: list[dict], metric: str) -> str:
+    """Which loss should I use? A sentence from the rows of :func:`glance`, for one metric."""
+    what = {"miou": "mean IoU over all classes", "tail": "mean IoU of the rare third"}[metric]
+    if not rows:
+        return f"For the {what}: not run"
+    common = [
+        method
+        for method in rows[0][metric]["means"]
+        if all(method in row[metric]["equals"] for row in rows)
+    ]
+    names = listing(str(row["place"]) for row in rows)
+    best = "the best, or not distinguishable from the best,"
+    if common:
+        verb = "are" if len(common) > 1 else "is"
+        return f"For the {what}: {listing(common)} {verb} {best} on {names}"
+    each = "; ".join(f"on {row['place']} {listing(row[metric]['equals'])}" for row in rows)
+    return f"For the {what} no loss is {best} on all of {names}: {each}"
+
+
+def check_statement(paper: dict, statement: dict) -> tuple[list[float], bool]:
+    """What the paper's tables give for a sentence of its text (an entry of ``statements``).
+
+    Returns:
+        The differences between the cells that the sentence is about (the smallest and the largest,
+        where it gives a range), and whether they round to the printed numbers.
+    """
+    printed = statement["printed"]
+    differences = [paper_cell(paper, a) - paper_cell(paper, b) for a, b in statement["tables"]]
+    ends = [min(differences), max(differences)][: len(printed)]
+    agrees = all(
+        # A little more than half of the last digit: for what floating point does to a difference.
+        abs(end - float(text)) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
+        for end, text in zip(ends, printed, strict=True)
+    )
+    return ends, agrees
+
+
+def check_bold(paper: dict) -> list[tuple[str, str]]:
+    """Cells that the paper prints in bold though another in their column is better.
+
+    Returns:
+        (address of the bold cell, address of the best one), as :func:`paper_cell` takes them.
+    """
+    wrong = []
+    for address in paper["bold"]:
+        *before, _, dataset, metric = address.split(".")
+        rows = [".".join([*before, loss, dataset, metric]) for loss in _descend(paper, before)]
+        choose = min if metric == "dice_error" else max
+        best = choose(rows, key=lambda row: paper_cell(paper, row))
+        if paper_cell(paper, best) != paper_cell(paper, address):
+            wrong.append((address, best))
+    return wrong
+
+
+def paper_cell(paper: dict, address: str) -> float:
+    """A number of the paper by its address, such as ``table1.pat.nyuv2.miou``."""
+    return _descend(paper, address.split("."))
+
+
+def _descend(node, keys: Iterable[str]):
+    for key in keys:
+        node = node[int(key) if key.isdigit() else key]
+    return node
+
+
+def signed(score: float) -> str:
+    """A difference in percentage points: ``+1.2``, ``−0.3`` (with a minus sign)."""
+    text = f"{100 * score:+.1f}"
+    return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
+
+
+def spread(row: dict) -> str:
+    """A row of :func:`summarize` in percent: ``37.1 ± 0.4 (3)``, ``37.1 (1)`` or ``not run``."""
+    if not row["n"]:
+        return "not run"
+    deviation = "" if math.isnan(row["std"]) else f" ± {100 * row['std']:.1f}"
+    missing = "" if row["n"] == row["planned"] else f" of {row['planned']}"
+    return f"{100 * row['mean']:.1f}{deviation} ({row['n']}{missing})"
+
+
+def listing(names: Iterable[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

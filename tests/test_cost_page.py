@@ -1,0 +1,225 @@
+"""The page on cost: the benchmark behind it, and that its numbers are those of the records."""
+
+import ast
+import importlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import torch
+from papermill.exceptions import PapermillExecutionError
+
+from patlib.losses import LOSSES, CELoss, PATLoss
+from patlib.plots.cost import plot_figure6_quantities, plot_time_memory
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "cost.ipynb"
+RECORDS = ROOT / "benchmarks" / "records"
+EXTRA = ["F.cross_entropy", "ce, one-hot", "pat, one-hot"]
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("common")
+
+
+@pytest.fixture
+def quick_record(common, tmp_path, monkeypatch):
+    figure6 = importlib.import_module("figure6")
+    monkeypatch.setattr(common, "RECORDS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["figure6.py", "--quick", "--device", "cpu"])
+    figure6.main()
+    return json.loads((tmp_path / "figure6-cpu-quick.json").read_text())
+
+
+@pytest.mark.parametrize("temperature", [20.0, 0.3])
+def test_textbook_losses_are_those_of_patlib(common, temperature):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 5, 9, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(4, (3, 9, 7), generator=generator)  # class 4 is absent
+    target[0, :2] = 255
+    target[1] = 255  # an image without a valid pixel
+    pairs = [
+        (common.textbook_ce, CELoss()),
+        (lambda x, y: common.textbook_pat(x, y, temperature), PATLoss(temperature=temperature)),
+    ]
+    for textbook, loss in pairs:
+        x, y = (logits.clone().requires_grad_() for _ in range(2))
+        expected, value = textbook(x, target), loss(y, target)
+        expected.backward()
+        value.backward()
+        assert expected.dtype == torch.float64
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(y.grad, x.grad, rtol=1e-11, atol=1e-16)
+
+
+def test_quick_benchmark_measures_what_it_says(quick_record):
+    rows = {(row["data_set"], row["loss"]): row for row in quick_record["results"]}
+    shapes = {"Oxford-IIIT Pet": (3, 5920), "Cityscapes": (20, 1200), "NYUv2": (14, 800)}
+    assert list(rows) == [(name, loss) for name in shapes for loss in [*LOSSES, *EXTRA]]
+    batch = quick_record["setting"]["batch_size"]
+    for (name, loss), row in rows.items():
+        num_classes, train_images = shapes[name]
+        assert (row["num_classes"], row["steps_per_epoch"]) == (num_classes, train_images // batch)
+        for key in ("median", "q1", "q3"):
+            seconds = row["step_seconds"][key] * row["steps_per_epoch"]
+            assert row["epoch_seconds"][key] == pytest.approx(seconds)
+        assert row["step_seconds"]["n"] == row["ratio_to_F.cross_entropy"]["n"] == 2
+        assert 0 < row["device_use"]["median"] < 1.1
+        # Weights and two moments are there all the time; the step needs its activations on top.
+        assert row["peak_bytes"] > row["held_bytes"] > 0
+        # The one-hot labels, as int64, are there when the loss is computed.
+        height, width = row["image_size"]
+        labels = 8 * batch * num_classes * height * width
+        if loss == "pat, one-hot" and num_classes > 3:
+            assert row["peak_bytes"] - rows[name, "pat"]["peak_bytes"] > labels
+    for name in shapes:
+        assert rows[name, "ce"]["ratio_to_ce"]["median"] == 1
+        assert rows[name, "ce, one-hot"]["ratio_to_ce, one-hot"]["median"] == 1
+    assert len({row["held_bytes"] for (name, _), row in rows.items() if name == "NYUv2"}) == 1
+
+
+def test_held_bytes_counts_weights_moments_and_batch(common):
+    figure6 = importlib.import_module("figure6")
+    step = figure6.Step((32, 32), 3, 2, 2, torch.device("cpu"))
+    before = [w.clone() for w in step.model.parameters()]
+    step(torch.nn.functional.cross_entropy)
+    weights = sum(w.numel() for w in before)
+    states = sum(b.nbytes for b in step.model.buffers()) + 4 * len(before)  # Adam counts its steps
+    batch = 4 * 2 * 3 * 32 * 32 + 8 * 2 * 32 * 32
+    assert step.held_bytes() == 4 * 3 * weights + states + batch
+    # The same weights for all losses.
+    assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
+
+
+def glued(notebook):
+    values = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if name:
+                text = next(v for k, v in output["data"].items() if "papermill" in k)
+                values[name] = ast.literal_eval(text)
+    return values
+
+
+def text_of(notebook, cell_id):
+    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
+    parts = [o["data"].get("text/html", "") if "data" in o else o["text"] for o in cell.outputs]
+    return re.sub(r"<[^>]+>", " ", "".join(parts))
+
+
+def test_page_says_what_other_records_hold(tmp_path):
+    """Numbers and words follow the records: here of a slower PAT that needs more memory."""
+    records = tmp_path / "records"
+    shutil.copytree(RECORDS, records)
+    path = records / "figure6-cpu.json"
+    content = json.loads(path.read_text())
+    content["cpu"] = "an abacus"
+    for row in content["results"]:
+        if row["loss"] == "pat":
+            row["ratio_to_ce"] = {"median": 3.21, "q1": 3.2, "q3": 3.22, "n": 9}
+            row["ratio_to_F.cross_entropy"] = {"median": 0.54, "q1": 0.53, "q3": 0.55, "n": 9}
+            row["peak_bytes"] = 1_234_000_000
+            row["device_use"] = {"median": 0.001, "q1": 0.001, "q3": 0.001, "n": 9}
+        elif row["loss"] in LOSSES:
+            row["peak_bytes"] = 1_000_000_000
+    path.write_text(json.dumps(content))
+    (records / "figure6-cuda.json").write_text(json.dumps(content | {"gpu": "a toy GPU"}))
+    output = tmp_path / "out.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOK,
+        output,
+        cwd=tmp_path,
+        progress_bar=False,
+        parameters=dict(
+            records=str(records),
+            image_size=[17, 23],
+            num_classes=3,
+            batch_size=1,
+            temperature=0.5,
+            repetitions=2,
+            seed=1,
+        ),
+    )
+    notebook = nbformat.read(output, 4)
+    values = glued(notebook)
+    assert values["cost-cpu"] == "an abacus"
+    assert values["cost-now-shape"] == "1 x 3 x 17 x 23"
+    assert text_of(notebook, "cost-formula-table").count("3.21 (3.20 to 3.22), slower") == 3
+    assert text_of(notebook, "cost-formula-table").count("0.54 (0.53 to 0.55), faster") == 3
+    claims = text_of(notebook, "cost-claims")
+    assert claims.count("PAT to CE +23.4 %, PAT to Focal +23.4 %") == 3
+    assert "BLV to PAT -19.0 %" in claims and "PAT is number 1 from below" in claims
+    on_gpu = text_of(notebook, "cost-gpu")
+    assert "a toy GPU" in on_gpu and on_gpu.count("3.21 (3.20 to 3.22), slower") == 4
+    assert "The losses alone: not measured on a GPU" in on_gpu
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is not allowed"),
+        ({"records": "nowhere"}, "nowhere has no figure6-cpu.json"),
+    ],
+)
+def test_page_refuses_wrong_parameters(tmp_path, parameters, message):
+    with pytest.raises(PapermillExecutionError, match=re.escape(message)):
+        papermill.execute_notebook(
+            NOTEBOOK, tmp_path / "o.ipynb", parameters, cwd=tmp_path, progress_bar=False
+        )
+
+
+def test_stored_page_is_of_the_stored_records():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    values = glued(notebook)
+    used = set(re.findall(r"\{glue:text\}`([^`]+)`", "".join(c.source for c in notebook.cells)))
+    assert used == set(values)
+    figure6, alone, training = (
+        json.loads((RECORDS / f"{name}-cpu.json").read_text())
+        for name in ("figure6", "losses", "training")
+    )
+    assert values["cost-width"] == figure6["setting"]["width"]
+    assert values["cost-n"] == figure6["results"][0]["step_seconds"]["n"]
+    share = next(r for r in training["losses"] if r["loss"] == "blv")["share"]["median"]
+    assert values["cost-share-blv"] == f"{100 * share:.1f} %"
+    ratios = [r["ratio_to_F.cross_entropy"] for r in alone["results"] if r["loss"] == "pat"]
+    assert values["cost-faster"] == sum(r["q3"] < 0.98 for r in ratios)
+    assert values["cost-slower"] == sum(r["q1"] > 1.02 for r in ratios)
+    # Every ratio of the table is one of the record's.
+    found = re.findall(
+        r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text_of(notebook, "cost-formula-table")
+    )
+    recorded = {
+        tuple(f"{row[key][q]:.2f}" for q in ("median", "q1", "q3"))
+        for row in figure6["results"]
+        for key in row
+        if key.startswith("ratio_to_")
+    }
+    assert len(found) == 12 and set(found) <= recorded
+
+
+def test_figures_put_every_loss_where_its_record_says():
+    def spread(value):
+        return {"median": value, "q1": 0.9 * value, "q3": 1.2 * value, "n": 3}
+
+    rows = [
+        dict(data_set="toy", image_size=[4, 6], num_classes=2, loss=loss)
+        | dict(epoch_seconds=spread(10.0 + i), peak_bytes=1e9 * (1 + i), device_use=None)
+        for i, loss in enumerate([*LOSSES, *EXTRA])
+    ]
+    (axis,) = plot_time_memory(rows).axes
+    points = [tuple(map(float, c.lines[0].get_xydata()[0])) for c in axis.containers]
+    assert points == [(1.0 + i, 10.0 + i) for i in range(len(rows))]
+    time, memory, use = plot_figure6_quantities(rows, "use").axes
+    assert [float(c.lines[0].get_xdata()[0]) for c in time.containers] == [p[1] for p in points]
+    assert [float(c.lines[0].get_xdata()[0]) for c in memory.containers] == [p[0] for p in points]
+    assert not use.containers and [t.get_text() for t in use.texts] == ["not measured"]
+    # The line through the first dot, q1 to q3.
+    low, high = time.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((9.0, 12.0))
