@@ -41,7 +41,11 @@ def execute(notebook: Path) -> bool:
             executed = Path(folder) / notebook.name
             empty = Path(folder) / "empty"
             empty.mkdir()
-            papermill.execute_notebook(notebook, executed, cwd=empty, progress_bar=False)
+            # A kernel that is shut down logs an error, which would look like one of the notebook.
+            quiet = ["--IPKernelApp.log_level=CRITICAL"]
+            papermill.execute_notebook(
+                notebook, executed, cwd=empty, progress_bar=False, extra_arguments=quiet
+            )
             store(nbformat.read(executed, as_version=4), notebook)
     except Exception as error:  # of the notebook, its kernel or papermill: all mean the same here
         # Without the colours that IPython puts around a traceback.

@@ -4,9 +4,13 @@ An open reproduction of *PAT: Pixel-wise Adaptive Training for Long-tailed Segme
 """
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("patlib")
+try:
+    __version__ = version("patlib")
+except PackageNotFoundError:  # a clone that is not installed
+    __version__ = "not installed"
+
 __all__ = ["RunConfig", "RunRecord", "load_model", "predict", "train"]
 
 _HOME = {

@@ -224,9 +224,11 @@ class Difference:
     """A mean test score of a method minus that of another, over the seeds that both have.
 
     Attributes:
-        method, reference: labels of the methods.
+        method: label of the one.
+        reference: label of the other.
         by_seed: seed -> difference, in [-1, 1].
-        low, high: ends of the 95 % interval over test images.
+        low: lower end of the 95 % interval over test images.
+        high: its upper end.
     """
 
     method: str
@@ -253,6 +255,11 @@ class Difference:
             if min(ends) > 0 and all(sign * value > 0 for value in self.by_seed.values()):
                 return word
         return "not distinguishable"
+
+    @property
+    def brief(self) -> str:
+        """In percentage points, for a table, such as ``lower: −2.5 (−3.8 to −1.2)``."""
+        return f"{self.word}: {signed(self.mean)} ({signed(self.low)} to {signed(self.high)})"
 
     def __str__(self) -> str:
         """The difference in words, in percentage points: a sentence without its full stop."""

@@ -113,8 +113,8 @@ class RunConfig:
             )
         check_choice("split_scheme", self.split_scheme, SPLIT_SCHEMES)
         check_choice("void", self.void, VOID_MODES)
-        check_choice("loss", self.loss, LOSSES)
-        check_choice("model", self.model, MODELS)
+        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("model", self.model, tuple(MODELS))
         for param in self.loss_params:
             if param in GIVEN_TO_LOSSES:
                 raise ValueError(
@@ -164,18 +164,13 @@ class RunConfig:
         ``device`` is what it means on this machine, ``"cpu"`` or ``"cuda"``.
         """
         values = {k: v for k, v in self.to_dict().items() if k not in PLACES}
-        data_defaults = _defaults(
-            DATASETS[self.dataset], inspect.signature(SegmentationDataset).parameters
-        )
-        values["data_params"] = {**data_defaults, **self.data_params}
-        values["loss_params"] = {
-            **_defaults(LOSSES[self.loss], GIVEN_TO_LOSSES),
-            **self.loss_params,
-        }
-        values["model_params"] = {
-            **_defaults(MODELS[self.model], GIVEN_TO_LOSSES),
-            **self.model_params,
-        }
+        of_all_data_sets = inspect.signature(SegmentationDataset).parameters
+        for name, function, given_elsewhere in (
+            ("data_params", DATASETS[self.dataset], of_all_data_sets),
+            ("loss_params", LOSSES[self.loss], GIVEN_TO_LOSSES),
+            ("model_params", MODELS[self.model], GIVEN_TO_LOSSES),
+        ):
+            values[name] = _complete(values[name], function, given_elsewhere)
         return {**values, "device": self.accelerator}
 
     def _check_number(self, name: str, kind: type, minimum, exclusive: bool = False) -> None:
@@ -189,10 +184,13 @@ class RunConfig:
         object.__setattr__(self, name, kind(value))
 
 
-def _defaults(function, given_elsewhere) -> dict:
-    """Parameters of a data set, loss or model that a run can set itself, with their defaults."""
-    return {
+def _complete(given: dict, function, given_elsewhere) -> dict:
+    """Parameters of a data set, loss or model, with the defaults of those that were not given."""
+    defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty and name not in given_elsewhere
     }
+    # 2 for 2.0 is the same run.
+    floats = {k: float(v) for k, v in given.items() if isinstance(defaults.get(k), float)}
+    return {**defaults, **given, **floats}

@@ -66,7 +66,7 @@ def provenance(device: torch.device) -> dict:
     cuda = device.type == "cuda"
     return {
         "commit": _commit(),
-        "versions": {"patlib": version("patlib"), **{p: _version(p) for p in packages}},
+        "versions": {p: _version(p) for p in ("patlib", *packages)},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
     }

@@ -32,14 +32,26 @@ every_page = pytest.mark.parametrize("page", PAGES)
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
+def built(tmp_path_factory):
+    """Where the site is, and what the build had to say against it."""
     folder = tmp_path_factory.mktemp("book")
     builder = Path(sys.executable).with_name("jupyter-book")
     options = ["--path-output", folder, "--all", "-n", "-W", "--keep-going"]
-    built = subprocess.run([builder, "build", ROOT, *options], capture_output=True, text=True)
-    warnings = re.findall(r".*(?:WARNING|ERROR).*", built.stdout + built.stderr)
-    assert built.returncode == 0, "\n".join(warnings) or built.stderr[-2000:]
-    return folder / "_build" / "html"
+    done = subprocess.run([builder, "build", ROOT, *options], capture_output=True, text=True)
+    text = done.stdout + done.stderr
+    said = re.findall(r".*(?:WARNING|ERROR).*", text)
+    return folder / "_build" / "html", said if done.returncode == 0 else [*said, text[-2000:]]
+
+
+@pytest.fixture(scope="session")
+def site(built):
+    return built[0]
+
+
+def test_the_book_is_built_without_a_warning(built):
+    site, said = built
+    assert not said, "\n".join(said)
+    assert (site / "index.html").is_file()
 
 
 class Page(HTMLParser):
@@ -89,6 +101,11 @@ def test_no_internal_reference_is_broken(site, pages):
 
 def test_every_image_has_a_text(pages):
     assert not {address: page.no_alt for address, page in pages.items() if page.no_alt}
+
+
+def test_no_table_is_left_as_text(site):
+    pages = {page: (site / f"{page}.html").read_text() for page in PAGES}
+    assert not [page for page, text in pages.items() if re.search(r"<p>\s*\|", text)]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -90,6 +90,8 @@ def test_stored_notebooks_are_fit_to_publish(notebook):
     content = json.loads(notebook.read_text())
     assert notebook.stat().st_size < 700_000
     assert content["metadata"]["kernelspec"]["name"] == "python3"
+    title = content["cells"][0]
+    assert title["cell_type"] == "markdown" and title["source"][0].startswith("# ")
     code = [c for c in content["cells"] if c["cell_type"] == "code"]
     # First what Colab lacks, then the parameters.
     assert code[0]["metadata"]["tags"] == ["hide-cell"] and not code[0]["outputs"]

@@ -70,7 +70,7 @@ def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.M
     PATLoss(num_classes=13, ignore_index=255, reduction='mean', temperature=5.0, epsilon=0.0, \
 size_exponent=1.0, weight='beta', normalize='images', detach=False)
     """
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}, must be one of {', '.join(LOSSES)}")
     num_classes = check_integer("num_classes", num_classes, minimum=1)
     module = LOSSES[name]

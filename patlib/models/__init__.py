@@ -51,7 +51,7 @@ def build_model(name: str, num_classes: int, **params) -> nn.Module:
     Raises:
         ValueError: a name or value is not allowed; the message says which and what is.
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"model={name!r} is not allowed: it takes one of {', '.join(MODELS)}")
     builder = MODELS[name]
     allowed = [p for p in inspect.signature(builder).parameters if p != "num_classes"]

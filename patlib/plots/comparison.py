@@ -207,6 +207,7 @@ def plot_differences(tables: Mapping[str, Mapping[str, Sequence[Difference]]]):
             axis.axvline(0, color="black", linewidth=0.8)
             axis.grid(axis="x", alpha=0.3)
         names = [difference.method for difference in columns[panels[0]]]
+        title = title.replace(" ", "\n", 1)
         row[0].set(yticks=range(len(names)), yticklabels=names, ylabel=title)
         row[0].set_ylim(len(names) - 0.5, -0.7)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -502,7 +503,7 @@ def plot_exponents(
         for number, (label, level) in enumerate(levels.items()):
             line = _LINES[1 + 2 * (number % 2)]
             axis.axhline(level[metric], color="black", linestyle=line, linewidth=1, label=label)
-        axis.set(title=title, xlabel="exponent a of the class size, 1 / S^a", ylabel="score (%)")
+        axis.set(title=title, xlabel="exponent a in 1 / S^a", ylabel="score (%)")
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if handles:
