@@ -1,5 +1,6 @@
 """The comparison of methods: statistics, the paper's numbers, and the three chapters."""
 
+import functools
 import json
 import math
 import re
@@ -520,11 +521,16 @@ def stored_tables(notebook):
     }
 
 
+@functools.cache
+def small_grid(name):
+    return load_grid(SMALL / f"{name}.yaml")
+
+
 def recorded_text(grid, metric, method, dataset, model):
     """What a table must show, from the JSON files alone."""
     cells = [
         c
-        for c in load_grid(SMALL / f"{grid}.yaml")
+        for c in small_grid(grid)
         if (c.method, c.settings["dataset"], c.settings["model"]) == (method, dataset, model)
     ]
     paths = [RECORDS / f"{cell.name}.json" for cell in cells]
@@ -604,7 +610,7 @@ def test_stored_numbers_of_the_temperatures_are_those_of_the_records():
                     checked += 1
     for name, grids in {"components": ("components", "table1"), "longer": ("longer",)}.items():
         for method, row in tables[f"temperature-{name}"].items():
-            known = {c.method for c in load_grid(SMALL / f"{grids[0]}.yaml")}
+            known = {c.method for c in small_grid(grids[0])}
             grid = grids[0] if method in known else grids[1]
             for column, text in row.items():
                 title = column.removesuffix(" (%)")
