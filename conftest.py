@@ -9,6 +9,7 @@ from PIL import Image
 
 # The networks of the tests are too small for two threads to do anything but wait on each other.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the kernels of notebooks and other processes, too
 
 
 def pytest_sessionstart(session):
