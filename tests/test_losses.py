@@ -582,7 +582,7 @@ def test_repr_shows_the_parameters(name, params):
 
 
 def test_losses_and_exports():
-    assert LOSSES == ("ce", "focal", "cb", "cb_focal", "bms", "ldam", "blv", "pat")
+    assert tuple(LOSSES) == ("ce", "focal", "cb", "cb_focal", "bms", "ldam", "blv", "pat")
     assert {name for name, _ in VARIANTS} == set(LOSSES)
     for name in losses.__all__:
         assert hasattr(losses, name)
