@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
 
 from patlib.config import RunConfig
+from patlib.data import build_dataset
 from patlib.records import RESULTS_VERSION, RunRecord
 
 # What does not make a run another run: where it reads, writes and computes.
@@ -46,7 +47,9 @@ def load_grid(path: str | Path) -> list[Cell]:
     """The cells of a grid file; see :func:`read_grid`. Errors name the file."""
     try:
         return read_grid(yaml.safe_load(Path(path).read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -136,6 +139,19 @@ def data_root(dataset: str, data: str | Path | None) -> Path | None:
     if data is None:
         raise ValueError(f"the data set {dataset!r} is read from files: name the folder (data)")
     return Path(data) if dataset == "oxford_pet" else Path(data) / dataset
+
+
+def open_data(cells: Iterable[Cell], data: str | Path | None) -> None:
+    """Open the data sets of these runs, each once, to see whether they are there and complete.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`data_root` and :func:`patlib.data.build_dataset`.
+    """
+    names = ("dataset", "split_scheme", "void", "data_params")
+    wanted = {json.dumps([cell.settings[name] for name in names]) for cell in cells}
+    for dataset, split_scheme, void, params in map(json.loads, sorted(wanted)):
+        root = data_root(dataset, data)
+        build_dataset(dataset, root, split_scheme=split_scheme, void=void, **params)
 
 
 def _without_places(settings: Mapping) -> dict:

@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run a grid
 
-from patlib.grid import Cell, data_root, load_grid  # noqa: E402
+from patlib.grid import Cell, data_root, load_grid, open_data  # noqa: E402
 from patlib.records import write_whole  # noqa: E402
 
 RECORDS, RUNS = ROOT / "study" / "records" / "runs", ROOT / "runs"
@@ -53,9 +53,8 @@ def main() -> int:
         if options.notebook and options.notebook not in cells:
             raise ValueError(f"{options.grid} has no run {options.notebook!r}")
         missing = {name: cell for name, cell in cells.items() if not filed(name, options.records)}
-        for cell in missing.values():
-            data_root(cell.settings["dataset"], options.data)
-    except (ValueError, ModuleNotFoundError) as error:
+        open_data(missing.values(), options.data)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     places = (options.data, options.runs, options.records)

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import json
 import math
 from pathlib import Path
@@ -579,6 +580,13 @@ def test_repr_shows_the_parameters(name, params):
     shown = repr(build(name, params))
     for key, value in params.items():
         assert f"{key}={value!r}" in shown
+
+
+def test_parameters_are_named():
+    # build_loss("pat", 13) is for 13 classes: PATLoss(13) must not mean a temperature of 13.
+    for loss in LOSSES.values():
+        given = inspect.signature(loss).parameters.values()
+        assert {p.name for p in given if p.kind != p.KEYWORD_ONLY} <= {"class_counts"}
 
 
 def test_losses_and_exports():

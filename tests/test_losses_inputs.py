@@ -117,7 +117,7 @@ WRONG = [
     ("blv", "noise", ["normal", "Gaussian", None, 1], "'gaussian', 'uniform', 'xavier'"),
     ("pat", "temperature", ZERO, "> 0"),
     ("pat", "epsilon", NOT_NUMBERS, "finite"),
-    ("pat", "size_exponent", NEGATIVE, ">= 0"),
+    ("pat", "size_exponent", [5, *NEGATIVE], ">= 0 and < 5"),
     ("pat", "weight", ["Beta", None, False], "'beta', 'none'"),
     ("pat", "normalize", ["image", None, True], "'images', 'weights'"),
     ("pat", "detach", [1, 0, "true", None], "True, False"),
@@ -191,6 +191,9 @@ def test_pat_at_the_smallest_temperature_stays_finite():
         (torch.zeros(2, 4, 3).long(), torch.zeros(2, 3).long(), ["logits", "int64"]),
         (torch.zeros(2, 4, 3).cfloat(), torch.zeros(2, 3).long(), ["logits", "complex64"]),
         (torch.zeros(4), torch.zeros(4).long(), ["logits", r"\(4,\)", r"\(B, L, \*spatial\)"]),
+        (np.zeros((2, 4, 3)), torch.zeros(2, 3).long(), ["logits", "Tensor", "ndarray"]),
+        (torch.zeros(2, 4, 3), np.zeros((2, 3), int), ["target", "Tensor", "ndarray"]),
+        (torch.zeros(2, 4, 3), [[0, 0, 0], [0, 0, 0]], ["target", "Tensor", "list"]),
         (torch.zeros(2, 4, 3), torch.zeros(2, 3), ["target", "int64", "float32"]),
         (torch.zeros(2, 4, 3), torch.zeros(2, 3).int(), ["target", "int64", "int32"]),
         (torch.zeros(2, 4, 3), torch.zeros(2, 3).byte(), ["target", "int64", "uint8"]),
@@ -207,6 +210,28 @@ def test_wrong_logits_and_target(name, form, logits, target, said):
     loss = build(name) if form == "module" else function(name)
     with refused(*said):
         loss(logits, target)
+
+
+@every_name
+@pytest.mark.parametrize("ignore_index", [-100, -1, 4, 5, 255, 300])
+@pytest.mark.parametrize("wrong", [4, 5, 7, 256, -2])
+def test_no_label_passes_for_the_ignored_one(name, ignore_index, wrong):
+    loss = build(name, ignore_index=ignore_index)
+    target = torch.tensor([[0, wrong, ignore_index]])
+    if wrong == ignore_index:
+        assert loss(torch.zeros(1, 4, 3), target).isfinite()
+    else:
+        with refused("target", f"got {wrong}"):
+            loss(torch.zeros(1, 4, 3), target)
+
+
+@every_name
+def test_300_classes_and_an_ignored_label_beyond(name):
+    # The wrong label is the column after the classes, the ignored one that after it.
+    loss = build_loss(name, 300, class_counts=[1] * 300, ignore_index=301)
+    assert loss(torch.zeros(1, 300, 2), torch.tensor([[299, 301]])) > 0
+    with refused("target", "got 300"):
+        loss(torch.zeros(1, 300, 2), torch.tensor([[300, 301]]))
 
 
 @every_name

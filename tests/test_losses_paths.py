@@ -1,5 +1,6 @@
 """The ways in which one loss is computed: in chunks on a CPU, composed, compiled. All are equal."""
 
+import itertools
 import math
 
 import pytest
@@ -152,6 +153,20 @@ def test_gradient_of_the_gradient(name, params):
         assert torch.autograd.gradgradcheck(lambda x, f=loss: seeded(f, x, target), logits)
 
 
+@every_loss
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_twice(name, params, dtype):
+    logits, target = make_batch((2, 4, 5, 7), dtype)
+    value = seeded(build(name, params, reduction="none"), logits, target)
+    upstream = torch.randn(target.shape)
+    first, second, third = (
+        torch.autograd.grad(value, logits, factor * upstream, retain_graph=True)[0]
+        for factor in (1, 1, -2)
+    )
+    assert first.any() and torch.equal(second, first)
+    torch.testing.assert_close(third, -2 * first)
+
+
 @pytest.mark.parametrize(
     "f",
     [
@@ -168,27 +183,32 @@ def test_derivative_beside_the_equation(f):
     torch.testing.assert_close(derivative.expand_as(expected), expected)
 
 
-def kept_bytes(loss, logits, target):
-    """Bytes kept for the backward pass, besides logits and target."""
-    known = {logits.data_ptr(), target.data_ptr()}
-    kept = {}
-
-    def pack(tensor):
-        if tensor.data_ptr() not in known:
-            kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = loss(logits, target)
-    value.backward()
-    return sum(kept.values())
+def memory(step):
+    """Bytes allocated during a call and still there at its end, and the most at once."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        result = step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    del result
+    return sum(changes), max(itertools.accumulate(changes, initial=0))
 
 
-@pytest.mark.parametrize(("name", "params"), [v for v in VARIANTS if v[0] != "blv"])
-def test_one_number_a_pixel_is_kept(name, params):
-    logits, target = make_batch((2, 4, 40, 50), torch.float32)
-    # And a few more a batch: divisors.
-    assert kept_bytes(build(name, params), logits, target) <= 4 * target.numel() + 64
+@pytest.mark.parametrize(("name", "params"), [("ldam", {}), ("pat", {"normalize": "weights"})])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory(name, params, dtype, monkeypatch):
+    monkeypatch.setattr(_core, "CHUNK", 100)
+    logits, target = make_batch((2, 4, 80, 50), dtype)
+    loss = build(name, params)
+    loss(logits, target)  # what is made only once
+    # A number a pixel, and where there is no rounding the gradient itself; a few more a batch.
+    held, _ = memory(lambda: loss(logits, target))
+    gradient = logits.nbytes if dtype == torch.float32 else 0
+    assert gradient + 4 * target.numel() <= held <= gradient + 4 * target.numel() + 4096
+    # In all: that, the labels as columns, the loss of each pixel, its gradient.
+    _, most = memory(lambda: torch.autograd.grad(loss(logits, target), logits))
+    assert most <= logits.nbytes + 24 * target.numel() + 20_000
 
 
 # ------------------------------------------------------------------ the compiler
@@ -224,6 +244,22 @@ def test_compiled_path(name, params, fresh_compiler, monkeypatch):
         result = value_and_gradient(loss, logits, target, upstream)
         assert_near(result, reference(loss, logits, target, upstream, monkeypatch), dtype)
     assert not _core._cannot_compile
+
+
+def kept_bytes(loss, logits, target):
+    """Bytes kept for the backward pass, besides logits and target."""
+    known = {logits.data_ptr(), target.data_ptr()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in known:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss(logits, target)
+    value.backward()
+    return sum(kept.values())
 
 
 @pytest.mark.parametrize(("name", "params"), [("pat", {}), ("ldam", {})])

@@ -201,6 +201,8 @@ def test_one_call_refuses_a_wrong_grid_before_anything_is_run(place, tmp_path):
     camvid = write(tmp_path / "camvid.yaml", GRID, dataset="camvid")
     done = run_py(camvid, "--runs", tmp_path / "no", "--records", tmp_path / "no")
     assert done.returncode == 2 and "'camvid' is read from files" in done.stderr
+    done = run_py(camvid, "--data", tmp_path, "--runs", tmp_path / "no", "--dry-run")
+    assert done.returncode == 2 and "camvid' is not a folder" in done.stderr
     assert not (tmp_path / "no").exists()
 
 

@@ -94,12 +94,18 @@ def check_class_counts(class_counts, num_classes=None) -> Tensor:
     return counts.where(counts > 0, 1)
 
 
+def check_tensors(logits, target):
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {type(value)}")
+
+
 def check_channels(logits, num_classes):
     """ValueError unless logits (B, L, *spatial) have `num_classes` channels."""
     if logits.ndim > 1 and logits.shape[1] != num_classes:
         raise ValueError(
-            f"this loss is for {num_classes} classes, got logits with {logits.shape[1]} channels, "
-            f"of shape {tuple(logits.shape)}"
+            f"this loss is for {num_classes} classes, so logits (B, {num_classes}, *spatial), "
+            f"got {logits.shape[1]} channels in logits of shape {tuple(logits.shape)}"
         )
 
 
@@ -149,6 +155,7 @@ def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> La
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_integer("ignore_index", ignore_index)
+    check_tensors(logits, target)
     if not logits.is_floating_point() or logits.ndim < 2 or logits.shape[1] == 0:
         raise ValueError(
             "logits must be floating, of shape (B, L, *spatial) with L >= 1, got "
@@ -167,7 +174,9 @@ def check_batch(logits, target, ignore_index, reduction, num_classes=None) -> La
     columns = target.reshape(len(target), math.prod(target.shape[1:]))
     ignored, width = ignore_index, max(num_classes, ignore_index + 1)
     if not 0 <= ignored < max(num_classes, WIDEST):
-        columns = columns.where(columns != ignored, num_classes)
+        # The column after the classes; a wrong label must not land there too.
+        wrong = columns.where(columns != num_classes, num_classes + 1)
+        columns = torch.where(columns == ignored, num_classes, wrong)
         ignored, width = num_classes, num_classes + 1
     counts = None
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -234,10 +243,10 @@ def pixel_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss w · f(log p) of each pixel, and Σ w · g(log p) over all of them.
 
-    Costs less than `F.cross_entropy`, in time and memory: on a CPU by `_InChunks`, on a GPU by
-    what `torch.compile` makes of `composed`, inside of a user's `torch.compile` by `composed`
-    itself. A gradient of the gradient can be had where nothing is compiled; `torch.compile` raises
-    a RuntimeError that says so.
+    Of large logits it costs less time and memory than `F.cross_entropy`: on a CPU by `_InChunks`,
+    on a GPU by what `torch.compile` makes of `composed`, inside of a user's `torch.compile` by
+    `composed` itself. A gradient of the gradient can be had where nothing is compiled;
+    `torch.compile` raises a RuntimeError that says so.
 
     Args:
         logits: x (B, L, *spatial), floating.
@@ -309,20 +318,29 @@ class _InChunks(torch.autograd.Function):
 
     With u the gradient that arrives at a pixel's loss, the one that leaves for its logits is
 
-        ∂/∂x_l = u · w f'(log p) · ([l = y] - p_l) · scale,
+        ∂/∂x_l = (p_l - [l = y]) · slope · u,    slope = -w f'(log p) · scale.
 
-    so of the forward pass only w f', one number a pixel, is kept. The softmax is made again.
+    All of it but u is known in the forward pass, where p is at hand: so it is made there, and the
+    backward pass multiplies it by u, in place. The slope, one number a pixel, is kept to make it
+    again: for a second backward pass, and in half precision, which might not hold it without u.
     """
 
     @staticmethod
     def forward(ctx, x, target, f, ignored, table, adjust, scale, total_of):
         ctx.arguments = (f, ignored, table, adjust, scale, total_of)
+        differentiable = ctx.needs_input_grad[0]
         loss = table.new_empty(target.shape)
-        slope = torch.empty_like(loss) if ctx.needs_input_grad[0] else None
-        total = table.new_zeros(())
-        for images, pixels, label, log_softmax in _chunks(x, target, adjust, torch.log_softmax):
-            log_p = log_softmax.gather(1, label.unsqueeze(1)).squeeze(1)
-            del label
+        slope = torch.empty_like(loss) if differentiable else None
+        ctx.grad = torch.empty_like(x) if differentiable and x.dtype == table.dtype else None
+        total, minus_one = table.new_zeros(()), table.new_full((), -1)
+        for images, pixels, label, z, p in _chunks(x, target, adjust):
+            true = label.unsqueeze(1)
+            log_p = torch.softmax(z, 1, out=p).gather(1, true).log_()
+            # Where p is no normal number (or none at all), its logarithm has lost digits.
+            lost = ~(log_p >= math.log(torch.finfo(p.dtype).tiny))
+            if lost.any():
+                log_p = torch.where(lost, torch.log_softmax(z, 1).gather(1, true), log_p)
+            log_p = log_p.squeeze(1)
             # The table makes ignored pixels 0, unless their logits make it 0 · ∞.
             if not log_p.sum().isfinite():
                 log_p.masked_fill_(target[images, pixels] == ignored, 0)
@@ -330,7 +348,10 @@ class _InChunks(torch.autograd.Function):
             w = table[images].gather(1, target[images, pixels])
             torch.mul(w, value, out=loss[images, pixels])
             if slope is not None:
-                torch.mul(w, derivative, out=slope[images, pixels])
+                torch.mul(w, derivative, out=slope[images, pixels]).mul_(-scale)
+            if ctx.grad is not None:
+                p.scatter_add_(1, true, minus_one.expand(true.shape))  # p_l - [l = y]
+                torch.mul(p, slope[images, None, pixels], out=ctx.grad[images, :, pixels])
             if total_of:
                 total += (w * total_of(log_p)).sum()
         ctx.save_for_backward(x, target, slope)
@@ -340,28 +361,31 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, u, _):
         x, target, slope = ctx.saved_tensors
+        grad, ctx.grad = ctx.grad, None
+        u = u.unsqueeze(1)
         if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient
             loss, _ = composed(x, target, *ctx.arguments)
-            (grad,) = torch.autograd.grad(loss, x, u, create_graph=True)
-            return grad, *(None,) * 7
-        _, _, _, adjust, scale, _ = ctx.arguments
-        grad = torch.empty_like(x)
-        minus_one = slope.new_full((), -1)
-        for images, pixels, label, p in _chunks(x, target, adjust, torch.softmax):
-            true = label.unsqueeze(1)
-            p.scatter_add_(1, true, minus_one.expand(true.shape))  # p_l - [l = y]
-            factor = (u[images, pixels] * slope[images, pixels]).mul_(-scale)
-            torch.mul(p, factor.unsqueeze(1), out=grad[images, :, pixels])
+            (grad,) = torch.autograd.grad(loss, x, u.squeeze(1), create_graph=True)
+        elif grad is not None:
+            grad.mul_(u)
+        else:
+            grad, minus_one = torch.empty_like(x), slope.new_full((), -1)
+            _, _, _, adjust, _, _ = ctx.arguments
+            for images, pixels, label, z, p in _chunks(x, target, adjust):
+                true = label.unsqueeze(1)
+                torch.softmax(z, 1, out=p).scatter_add_(1, true, minus_one.expand(true.shape))
+                p.mul_(slope[images, None, pixels])
+                torch.mul(p, u[images, :, pixels], out=grad[images, :, pixels])
         return grad, *(None,) * 7
 
 
-def _chunks(x, target, adjust, softmax):
-    """Walk through logits (B, L, P), target (B, P) and softmax(z, 1), CHUNK logits at a time.
+def _chunks(x, target, adjust):
+    """Walk through logits (B, L, P) and target (B, P), CHUNK logits at a time.
 
-    Yields the slices of images and of pixels, the classes (b, n), any at ignored pixels, and the
-    (log-)softmax (b, L, n) of the adjusted logits, in memory that the next part overwrites. (Asked
-    for anew each time, that memory may each time come from the system, which takes longer than to
-    compute what is put there.)
+    Yields the slices of images and of pixels, the classes (b, n), any at ignored pixels, the
+    adjusted logits z (b, L, n), and memory for their softmax, the same for all parts. (Asked for
+    anew each time, it may each time come from the system, which takes longer than to compute what
+    is put there.)
     """
     num_images, num_classes, num_pixels = x.shape
     if not x.numel():
@@ -384,7 +408,7 @@ def _chunks(x, target, adjust, softmax):
             elif z.dtype != dtype or not z.is_contiguous():
                 copy = torch.empty_like(result) if copy is None else copy
                 z = copy[: z.numel()].view(z.shape).copy_(z)
-            yield *part, label, softmax(z, 1, out=result[: z.numel()].view(z.shape))
+            yield *part, label, z, result[: z.numel()].view(z.shape)
 
 
 def reduce(loss: Tensor, labels: Labels, reduction: str) -> Tensor:
@@ -421,7 +445,7 @@ class PixelLoss(nn.Module):
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
 
     def check_channels(self, logits):
-        if self.num_classes is not None:
+        if self.num_classes is not None and isinstance(logits, Tensor):
             check_channels(logits, self.num_classes)
 
     def _apply(self, fn, recurse=True):

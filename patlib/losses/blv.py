@@ -138,7 +138,7 @@ class BLVLoss(PixelLoss):
     """
 
     def __init__(
-        self, class_counts, noise="gaussian", sigma=0.5, *, ignore_index=255, reduction="mean"
+        self, class_counts, *, noise="gaussian", sigma=0.5, ignore_index=255, reduction="mean"
     ):
         variation = blv_variation(class_counts)
         super().__init__(num_classes=len(variation), ignore_index=ignore_index, reduction=reduction)

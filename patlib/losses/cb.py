@@ -102,7 +102,7 @@ class CBLoss(PixelLoss):
     [0.0002, 1.3861]
     """
 
-    def __init__(self, class_counts, beta=None, *, ignore_index=255, reduction="mean"):
+    def __init__(self, class_counts, *, beta=None, ignore_index=255, reduction="mean"):
         class_weights = cb_weights(class_counts, beta)
         super().__init__(
             num_classes=len(class_weights), ignore_index=ignore_index, reduction=reduction

@@ -69,7 +69,7 @@ class CBFocalLoss(PixelLoss):
     [0.0001, 0.3465]
     """
 
-    def __init__(self, class_counts, gamma=2.0, beta=None, *, ignore_index=255, reduction="mean"):
+    def __init__(self, class_counts, *, gamma=2.0, beta=None, ignore_index=255, reduction="mean"):
         class_weights = cb_weights(class_counts, beta)
         super().__init__(
             num_classes=len(class_weights), ignore_index=ignore_index, reduction=reduction

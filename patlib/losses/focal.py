@@ -68,7 +68,7 @@ class FocalLoss(PixelLoss):
     0.7798
     """
 
-    def __init__(self, gamma=2.0, *, num_classes=None, ignore_index=255, reduction="mean"):
+    def __init__(self, *, gamma=2.0, num_classes=None, ignore_index=255, reduction="mean"):
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
         self.gamma = check_gamma(gamma)
 

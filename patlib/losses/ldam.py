@@ -109,7 +109,7 @@ class LDAMLoss(PixelLoss):
     """
 
     def __init__(
-        self, class_counts, max_margin=0.5, scale=20.0, *, ignore_index=255, reduction="mean"
+        self, class_counts, *, max_margin=0.5, scale=20.0, ignore_index=255, reduction="mean"
     ):
         margins = ldam_margins(class_counts, max_margin)
         super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)

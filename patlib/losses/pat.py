@@ -23,7 +23,8 @@ def check_pat(temperature, epsilon, size_exponent, weight, normalize, detach):
     """Check PAT's parameters; return temperature, epsilon and size_exponent as floats."""
     temperature = check_number("temperature", temperature, above=0)
     epsilon = check_number("epsilon", epsilon)
-    size_exponent = check_number("size_exponent", size_exponent, minimum=0)
+    # Below 5, so that 1 / S^a of an image of 20 megapixels still has a float32.
+    size_exponent = check_number("size_exponent", size_exponent, minimum=0, below=5)
     check_choice("weight", weight, WEIGHTS)
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("detach", detach, (True, False))
@@ -71,7 +72,7 @@ def pat_loss(
         temperature: T > 0. β lies between exp(-ε/T) and exp((1 - ε)/T): at T = 20 and ε = 0
             between 1 and 1.051.
         epsilon: ε; it only multiplies the loss by exp(-ε/T).
-        size_exponent: a >= 0; 1 as in the paper, 0 leaves the sizes out.
+        size_exponent: a, 0 <= a < 5; 1 as in the paper, 0 leaves the sizes out.
         weight: "beta" as in the paper, or "none" for β = 1.
         normalize: what the "mean" divides by: "images", B, as written in Eq. (4); or "weights",
             the sum of the weights β / S^a of the batch, through which no gradient flows. The
@@ -140,13 +141,13 @@ class PATLoss(PixelLoss):
 
     def __init__(
         self,
+        *,
         temperature=20.0,
         epsilon=0.0,
         size_exponent=1.0,
         weight="beta",
         normalize="images",
         detach=False,
-        *,
         num_classes=None,
         ignore_index=255,
         reduction="mean",
