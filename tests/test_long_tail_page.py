@@ -209,6 +209,24 @@ def test_every_glued_number_of_the_text_is_stored():
     assert all(key.startswith("long-tail-") for key in used)
 
 
+def test_stored_numbers_are_those_of_the_recorded_counts():
+    record = json.loads((NOTEBOOK.parents[1] / "study" / "records" / "datasets.json").read_text())
+    camvid = record["datasets"]["camvid"]
+    values = glued(json.loads(NOTEBOOK.read_text())["cells"])
+    for when, what in (("before", "pixels"), ("after", "images")):
+        counts = [entry[what] for entry in camvid["splits"]["train"]["classes"]]
+        assert values[f"long-tail-cam-factor-{when}"] == f"{max(counts) / min(counts):.1f}"
+    assert values["long-tail-camvid-size"] == "{} x {}".format(*camvid["image_size"])
+
+
+def test_printed_tables_fit_into_the_text_column():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    printed = [o["text"] for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"]
+    assert printed and all(
+        len(line) <= 81 for text in printed for line in "".join(text).split("\n")
+    )
+
+
 def test_notebook_with_other_parameters(tmp_path, camvid_tree):
     records = tmp_path / "records"
     records.mkdir()
