@@ -155,7 +155,9 @@ def test_gradient_of_the_gradient(name, params):
 
 @every_loss
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_backward_twice(name, params, dtype):
+@pytest.mark.parametrize("chunk", [8, 2**20])
+def test_backward_twice(name, params, dtype, chunk, monkeypatch):
+    monkeypatch.setattr(_core, "CHUNK", chunk)
     logits, target = make_batch((2, 4, 5, 7), dtype)
     value = seeded(build(name, params, reduction="none"), logits, target)
     upstream = torch.randn(target.shape)
@@ -163,7 +165,8 @@ def test_backward_twice(name, params, dtype):
         torch.autograd.grad(value, logits, factor * upstream, retain_graph=True)[0]
         for factor in (1, 1, -2)
     )
-    assert first.any() and torch.equal(second, first)
+    assert first.any()
+    torch.testing.assert_close(second, first)
     torch.testing.assert_close(third, -2 * first)
 
 
@@ -204,7 +207,7 @@ def test_memory(name, params, dtype, monkeypatch):
     loss(logits, target)  # what is made only once
     # A number a pixel, and where there is no rounding the gradient itself; a few more a batch.
     held, _ = memory(lambda: loss(logits, target))
-    gradient = logits.nbytes if dtype == torch.float32 else 0
+    gradient = logits.nbytes if dtype == torch.float32 and name != "ldam" else 0
     assert gradient + 4 * target.numel() <= held <= gradient + 4 * target.numel() + 4096
     # In all: that, the labels as columns, the loss of each pixel, its gradient.
     _, most = memory(lambda: torch.autograd.grad(loss(logits, target), logits))

@@ -322,7 +322,10 @@ class _InChunks(torch.autograd.Function):
 
     All of it but u is known in the forward pass, where p is at hand: so it is made there, and the
     backward pass multiplies it by u, in place. The slope, one number a pixel, is kept to make it
-    again: for a second backward pass, and in half precision, which might not hold it without u.
+    again for a second backward pass. In three cases it is made in the backward pass only: in half
+    precision, which might not hold it without u; of scaled logits, whose p often is too small a
+    number for the logarithm that is needed too; and of a batch that is hardly larger than a part,
+    where all there is at once would take more memory than `F.cross_entropy`.
     """
 
     @staticmethod
@@ -331,16 +334,22 @@ class _InChunks(torch.autograd.Function):
         differentiable = ctx.needs_input_grad[0]
         loss = table.new_empty(target.shape)
         slope = torch.empty_like(loss) if differentiable else None
-        ctx.grad = torch.empty_like(x) if differentiable and x.dtype == table.dtype else None
-        total, minus_one = table.new_zeros(()), table.new_full((), -1)
+        ahead = x.dtype == table.dtype and scale == 1 and x.numel() > CHUNK
+        ctx.grad = torch.empty_like(x) if differentiable and ahead else None
+        total, zero, minus_one = table.new_tensor([0, 0, -1]).unbind()
+        smallest = math.log(torch.finfo(table.dtype).tiny)
         for images, pixels, label, z, p in _chunks(x, target, adjust):
             true = label.unsqueeze(1)
-            log_p = torch.softmax(z, 1, out=p).gather(1, true).log_()
-            # Where p is no normal number (or none at all), its logarithm has lost digits.
-            lost = ~(log_p >= math.log(torch.finfo(p.dtype).tiny))
-            if lost.any():
-                log_p = torch.where(lost, torch.log_softmax(z, 1).gather(1, true), log_p)
-            log_p = log_p.squeeze(1)
+            if ctx.grad is None:
+                log_p = torch.log_softmax(z, 1, out=p).gather(1, true).squeeze(1)
+            else:
+                log_p = torch.softmax(z, 1, out=p).gather(1, true).log_().squeeze(1)
+                # Where p is no normal number (or none at all), its logarithm has lost digits.
+                if not log_p.min() >= smallest:
+                    i, j = (~(log_p >= smallest)).nonzero(as_tuple=True)
+                    exact = torch.log_softmax(z[i, :, j], 1)
+                    log_p[i, j] = exact.gather(1, label[i, j, None]).squeeze(1)
+            del z  # or there is one too many while the next is made
             # The table makes ignored pixels 0, unless their logits make it 0 · ∞.
             if not log_p.sum().isfinite():
                 log_p.masked_fill_(target[images, pixels] == ignored, 0)
@@ -348,7 +357,7 @@ class _InChunks(torch.autograd.Function):
             w = table[images].gather(1, target[images, pixels])
             torch.mul(w, value, out=loss[images, pixels])
             if slope is not None:
-                torch.mul(w, derivative, out=slope[images, pixels]).mul_(-scale)
+                torch.addcmul(zero, w, derivative, value=-scale, out=slope[images, pixels])
             if ctx.grad is not None:
                 p.scatter_add_(1, true, minus_one.expand(true.shape))  # p_l - [l = y]
                 torch.mul(p, slope[images, None, pixels], out=ctx.grad[images, :, pixels])
@@ -374,8 +383,9 @@ class _InChunks(torch.autograd.Function):
             for images, pixels, label, z, p in _chunks(x, target, adjust):
                 true = label.unsqueeze(1)
                 torch.softmax(z, 1, out=p).scatter_add_(1, true, minus_one.expand(true.shape))
-                p.mul_(slope[images, None, pixels])
-                torch.mul(p, u[images, :, pixels], out=grad[images, :, pixels])
+                del z
+                factor = slope[images, None, pixels] * u[images, :, pixels]
+                torch.mul(p, factor, out=grad[images, :, pixels])
         return grad, *(None,) * 7
 
 
