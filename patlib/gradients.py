@@ -45,7 +45,7 @@ class ClassGradients(NamedTuple):
 
 
 class Exponent(NamedTuple):
-    """The a of ||g|| ∝ S^a, and the ends of its 95 % bootstrap interval over images."""
+    """The α of ||g|| ∝ S^α, and the ends of its 95 % bootstrap interval over images."""
 
     value: float
     low: float
@@ -158,10 +158,10 @@ def _network_norm(output, parameters, gradient, image: int, mask) -> float:
 def fit_exponent(
     sizes: Sequence, norms: Sequence, images: Sequence, resamples: int = 1000, seed: int = 0
 ) -> Exponent:
-    """Fit ||g|| ∝ S^a: the slope of log ||g|| over log S by least squares.
+    """Fit ||g|| ∝ S^α: the slope of log ||g|| over log S by least squares.
 
-    The same a is the ``size_exponent`` that homogenises these gradients best: of all b, the
-    variance of log(||g|| / S^b) is smallest at b = a.
+    The same α is the ``size_exponent`` a that homogenises these gradients best: of all a, the
+    variance of log(||g|| / S^a) is smallest at a = α.
 
     Args:
         sizes: S of each pair of image and class, (M,).

@@ -3,7 +3,9 @@
 import copy
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import papermill
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from patlib import RunConfig, load_model, train
+from patlib.comparison import Run
 from patlib.gradients import (
     class_gradients,
     class_ratio,
@@ -21,8 +24,10 @@ from patlib.gradients import (
     summarise,
     training_states,
 )
+from patlib.grid import Cell
 from patlib.losses import build_loss
 from patlib.models import build_model
+from patlib.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "gradients.ipynb"
@@ -140,7 +145,7 @@ def test_fit_equals_polyfit_and_homogenises_best():
     norms = sizes**0.7 * np.exp(rng.normal(0, 0.4, 150) + rng.normal(0, 0.5, 30)[images])
     found = fit_exponent(sizes, norms, images)
     assert found.value == pytest.approx(np.polyfit(np.log(sizes), np.log(norms), 1)[0], rel=1e-9)
-    spread = [np.std(np.log(norms / sizes**b)) for b in found.value + np.array([-0.01, 0, 0.01])]
+    spread = [np.std(np.log(norms / sizes**a)) for a in found.value + np.array([-0.01, 0, 0.01])]
     assert spread[1] == min(spread)
 
     # The interval: a plain bootstrap, image by image.
@@ -286,6 +291,74 @@ def run_notebook(tmp_path, **parameters):
         for output in cell.get("outputs", [])
         if "text/markdown" in output.get("data", {})
     )
+
+
+def study_says(scores, word):
+    """What the chapter's cell on the study says: rows of its table, and glued text.
+
+    Args:
+        scores: (normalize, seed) -> validation and test score of each size exponent that was run.
+        word: (validation's choice, other exponent) -> the word of their comparison.
+    """
+    runs = []
+    for (normalize, seed), by_exponent in scores.items():
+        for a, (validation, test) in by_exponent.items():
+            params = {"normalize": normalize, "size_exponent": a, "weight": "none"}
+            settings = {"dataset": "camvid", "seed": seed, "loss_params": params}
+            result = {"validation": {"miou": validation}, "test": {"miou": test}}
+            cell = Cell(f"1/S^{a:g}, {normalize}", settings)
+            runs.append(Run(cell, RunRecord({}, result, {}), ROOT))
+    told = {}
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    source = next("".join(c["source"]) for c in cells if c["id"] == "gradients-20")
+    space = {
+        "ROOT": ROOT,
+        "np": np,
+        "replace": replace,
+        "load_runs": lambda grid, records: runs if grid.stem == "components" else [],
+        "compare": lambda runs, one, other, block: SimpleNamespace(word=word(one, other)),
+        "wanted": {("CamVid", "CE", stage, "network"): a for stage, a in STAGES.items()},
+        "table": lambda header, rows: told.update(rows=rows),
+        "glue": lambda key, text, display: told.update(
+            {key.removeprefix("gradients-study-"): text}
+        ),
+    }
+    exec(source, space)
+    return told
+
+
+STAGES = {"start": 0.1, "middle": 0.6, "end": 0.8}  # what would homogenise
+
+
+def test_chapter_says_what_the_study_can_separate():
+    best = {0.0: (0.40, 0.30), 0.25: (0.42, 0.35), 0.5: (0.44, 0.39), 1.0: (0.41, 0.34)}
+    one = best | {0.75: (0.47, 0.36)}  # validation and test choose different exponents
+    told = study_says(
+        {("weights", 0): one, ("images", 0): best},
+        lambda one, other: "lower" if other == "0.5" else "not distinguishable",
+    )
+    assert told["range"] == "0.60 to 0.80"
+    assert told["images"] == "The five are not complete for any seed yet."
+    assert told["weights"] == (
+        "With one seed, the validation images choose a = 0.75, inside that range; on the test "
+        "images a = 0.5, below it, is the best. There, a = 0.75 is not distinguishable from 0, "
+        "0.25 and 1; lower than 0.5. But one seed does not say what another would change: it "
+        "separates no exponents."
+    )
+    assert told["rows"][0] == ["`images`", "validation", 0, *["–"] * 5]
+    assert told["rows"][3] == ["`weights`", "test", 1, "30.0", "35.0", "39.0", "36.0", "34.0"]
+
+    two = {a: (0.5 - a / 10, 0.4 - a / 10) for a in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    same = {("images", 0): two, ("images", 1): two, ("images", 2): best}
+    told = study_says(same, lambda one, other: "higher")["images"]
+    assert told == (
+        "With 2 seeds, the validation images choose a = 0, below that range; on the test images it "
+        "is the best as well. There, a = 0 is higher than 0.25, 0.5, 0.75 and 1. So a = 0 is "
+        "set apart from the other four."
+    )
+    words = {"0.25": "not distinguishable"}
+    told = study_says(same, lambda one, other: words.get(other, "higher"))["images"]
+    assert told.endswith("So the study does not single out one exponent.")
 
 
 def test_chapter_with_other_parameters(tmp_path):

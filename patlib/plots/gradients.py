@@ -59,7 +59,7 @@ def plot_gradients_by_size(
                 y = center[1] * (x / center[0]) ** slope
                 axis.plot(x, y, color="black", linestyle=line, linewidth=width)
             axis.set(xscale="log", yscale="log")
-            axis.set_title(f"{title}: a = {fit.value:.2f}", fontsize=10)
+            axis.set_title(f"{title}: α = {fit.value:.2f}", fontsize=10)
             axis.grid(alpha=0.3)
         row[0].set_ylabel(f"gradient norm,\n{PLACE_LABELS[place]}")
     for axis in axes[-1]:
@@ -78,7 +78,7 @@ def plot_gradients_by_size(
         for c, name in enumerate(class_names)
     ]
     for label, line, width in (
-        ("fit, slope a", "-", 2),
+        ("fit, slope α", "-", 2),
         ("slope 1/2", "--", 1),
         ("slope 1", ":", 1),
     ):
@@ -93,7 +93,7 @@ def plot_exponents(
     runs: Mapping[str, Mapping[str, Mapping]],
     places: Sequence[str] = tuple(PLACE_LABELS),
 ):
-    """The exponent a of ||g|| ∝ S^a of each loss on its own way through training.
+    """The exponent α of ||g|| ∝ S^α of each loss on its own way through training.
 
     Args:
         runs: title -> method -> epochs done -> summary (``patlib.gradients.summarise``); a row of
@@ -131,7 +131,7 @@ def plot_exponents(
                     label=method,
                 )
             axis.set_title(PLACE_LABELS[place], fontsize=10)
-        row[0].set_ylabel(f"{title}\nexponent a")
+        row[0].set_ylabel(f"{title}\nexponent α")
         for axis in row:
             axis.set_xlabel("epochs done")
             axis.xaxis.get_major_locator().set_params(integer=True)
