@@ -115,7 +115,8 @@ def text_of(notebook, cell_id):
 
 
 def test_page_says_what_other_records_hold(tmp_path):
-    """Numbers and words follow the records: here of a slower PAT that needs more memory."""
+    """Numbers and words follow the records: here of a slower PAT that needs more memory, and of
+    losses of the same work that seem to differ by up to 20 %."""
     records = tmp_path / "records"
     shutil.copytree(RECORDS, records)
     path = records / "figure6-cpu.json"
@@ -129,6 +130,13 @@ def test_page_says_what_other_records_hold(tmp_path):
             row["device_use"] = {"median": 0.001, "q1": 0.001, "q3": 0.001, "n": 9}
         elif row["loss"] in LOSSES:
             row["peak_bytes"] = 1_000_000_000
+            row["device_use"] = {"median": 0.009, "q1": 0.009, "q3": 0.009, "n": 9}
+        if row["loss"] in ("focal", "cb", "cb_focal"):
+            row["ratio_to_ce"] = {"median": 0.97, "q1": 0.8, "q3": 1.02, "n": 9}
+        elif row["loss"] == "blv":
+            row["device_use"] = {"median": 0.012, "q1": 0.012, "q3": 0.012, "n": 9}
+        elif row["loss"] == "pat, one-hot":
+            row["ratio_to_F.cross_entropy"] = {"median": 0.85, "q1": 0.8, "q3": 0.9, "n": 9}
     path.write_text(json.dumps(content))
     (records / "figure6-cuda.json").write_text(json.dumps(content | {"gpu": "a toy GPU"}))
     output = tmp_path / "out.ipynb"
@@ -153,9 +161,13 @@ def test_page_says_what_other_records_hold(tmp_path):
     assert values["cost-now-shape"] == "1 x 3 x 17 x 23"
     assert text_of(notebook, "cost-formula-table").count("3.21 (3.20 to 3.22), slower") == 3
     assert text_of(notebook, "cost-formula-table").count("0.54 (0.53 to 0.55), faster") == 3
+    # More work and yet less time, but within the noise.
+    assert text_of(notebook, "cost-formula-table").count("0.85 (0.80 to 0.90), no difference") == 3
+    assert text_of(notebook, "cost-formula-table").count("±20 %") == 3
     claims = text_of(notebook, "cost-claims")
     assert claims.count("PAT to CE +23.4 %, PAT to Focal +23.4 %") == 3
-    assert "BLV to PAT -19.0 %" in claims and "PAT is number 1 from below" in claims
+    assert "BLV to PAT -19.0 %" in claims
+    assert "a point or more below PAT: none; above: BLV" in claims
     on_gpu = text_of(notebook, "cost-gpu")
     assert "a toy GPU" in on_gpu and on_gpu.count("3.21 (3.20 to 3.22), slower") == 4
     assert "The losses alone: not measured on a GPU" in on_gpu
@@ -188,9 +200,18 @@ def test_stored_page_is_of_the_stored_records():
     assert values["cost-n"] == figure6["results"][0]["step_seconds"]["n"]
     share = next(r for r in training["losses"] if r["loss"] == "blv")["share"]["median"]
     assert values["cost-share-blv"] == f"{100 * share:.1f} %"
-    ratios = [r["ratio_to_F.cross_entropy"] for r in alone["results"] if r["loss"] == "pat"]
-    assert values["cost-faster"] == sum(r["q3"] < 0.98 for r in ratios)
-    assert values["cost-slower"] == sum(r["q1"] > 1.02 for r in ratios)
+    faster = slower = 0
+    for pat in (r for r in alone["results"] if r["loss"] == "pat"):
+        alike = [
+            r["ratio_to_ce"]
+            for r in alone["results"]
+            if (r["shape"], r["dtype"]) == (pat["shape"], pat["dtype"])
+            and r["loss"] in ("focal", "cb", "cb_focal")
+        ]
+        noise = max(abs(r[q] - 1) for r in alike for q in ("q1", "q3"))
+        faster += pat["ratio_to_F.cross_entropy"]["q3"] < 1 - noise
+        slower += pat["ratio_to_F.cross_entropy"]["q1"] > 1 + noise
+    assert (values["cost-faster"], values["cost-slower"]) == (faster, slower)
     # Every ratio of the table is one of the record's.
     found = re.findall(
         r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text_of(notebook, "cost-formula-table")
