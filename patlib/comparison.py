@@ -8,7 +8,7 @@ agree is a method called higher or lower than another, see :attr:`Difference.wor
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ MODEL_LABELS = {
     "unetplusplus": "U-Net++",
 }
 GROUPS = ("head", "mid", "tail")
+ROOT = Path(__file__).parents[1]  # of the repository, where commands are run
 
 
 class Place(NamedTuple):
@@ -107,6 +108,28 @@ def load_runs(grid: str | Path, records: str | Path, seeds: Sequence[int] | None
     if doubles := {str(key) for key in keys if keys.count(key) > 1}:
         raise ValueError(f"{grid} runs more than once: {', '.join(sorted(doubles))}")
     return choose_candidates(runs)
+
+
+def to_do(grid: str | Path, records: str | Path) -> tuple[str, str]:
+    """What stands in the place of results that are missing: a sentence, and what runs the rest.
+
+    Counts every run of the grid file, also those that a tuned method chooses from.
+
+    Returns:
+        How many of the runs have a record, without a full stop; and the command.
+    """
+    cells = load_grid(grid)
+    planned, done = len({cell.name for cell in cells}), len(load_records(cells, records))
+    grid = Path(grid)
+    path = grid.relative_to(ROOT) if grid.is_relative_to(ROOT) else grid
+    verb, rest = ("are" if done > 1 else "is"), ("the others" if done else "them")
+    sentence = f"{done or 'None'} of the {planned} runs of {path.name} {verb} done"
+    sentence += f"{'' if done else ' yet'}; this starts {rest}"
+    datasets = {cell.settings["dataset"] for cell in cells}
+    if "cityscapes" in datasets:
+        sentence += ", with a copy of Cityscapes of your own, which may not be redistributed"
+    data = "" if datasets == {"synthetic"} else " --data FOLDER"
+    return sentence, f"python study/run.py {path}{data} --jobs 2"
 
 
 def choose_candidates(runs: Iterable[Run]) -> list[Run]:
@@ -197,17 +220,20 @@ def describe(runs: Iterable[Run]) -> list[dict]:
 
     Returns:
         dicts with ``place, settings`` (those of the first run), ``seeds`` (of the grid),
-        ``n`` (runs with a record), ``planned``, and, where there is a record, ``images`` (of each
+        ``seeds_done`` (those with a record of any method), ``n`` (runs with a record),
+        ``planned``, and, where there is a record, ``images`` (of each
         split), ``devices`` and ``minutes`` (the median run, training and scoring).
     """
     rows = []
     for place, methods in by_place(runs).items():
         members = [run for method in methods.values() for run in method]
-        made_of = [run.record.provenance for run in members if run.record]
+        done = [run for run in members if run.record]
+        made_of = [run.record.provenance for run in done]
         row = dict(
             place=place,
             settings=members[0].cell.settings,
             seeds=sorted({run.cell.settings["seed"] for run in members}),
+            seeds_done=sorted({run.cell.settings["seed"] for run in done}),
             n=len(made_of),
             planned=len(members),
         )
@@ -443,7 +469,7 @@ def answer(rows: list[dict], metric: str) -> str:
     """Which loss should I use? A sentence from the rows of :func:`glance`, for one metric."""
     what = {"miou": "mean IoU over all classes", "tail": "mean IoU of the rare third"}[metric]
     if not rows:
-        return f"For the {what}: not run"
+        return f"For the {what} there is no answer yet: on no data set has every loss been run"
     common = [
         method
         for method in rows[0][metric]["means"]
@@ -511,12 +537,49 @@ def signed(score: float) -> str:
 
 
 def spread(row: dict) -> str:
-    """A row of :func:`summarize` in percent: ``37.1 ± 0.4 (3)``, ``37.1 (1)`` or ``not run``."""
+    """A row of :func:`summarize` in percent: ``37.1 ± 0.4``, ``37.1`` or ``not run``.
+
+    The spaces do not break. How many seeds it is made of: :func:`seeds_note`.
+    """
     if not row["n"]:
         return "not run"
-    deviation = "" if math.isnan(row["std"]) else f" ± {100 * row['std']:.1f}"
-    missing = "" if row["n"] == row["planned"] else f" of {row['planned']}"
-    return f"{100 * row['mean']:.1f}{deviation} ({row['n']}{missing})"
+    deviation = "" if math.isnan(row["std"]) else f"\u00a0±\u00a0{100 * row['std']:.1f}"
+    return f"{100 * row['mean']:.1f}{deviation}"
+
+
+def seeds_note(tables: Mapping[str, Iterable[dict]]) -> str:
+    """Below a table: ``Seeds done, of those planned: CamVid 1 of 5 (PAT 2 of 5); NYUv2 3 of 3.``
+
+    Args:
+        tables: what they are of -> rows of :func:`summarize`. Those without a run do not count.
+    """
+    parts = []
+    for title, rows in tables.items():
+        methods = defaultdict(list)
+        for row in rows:
+            if row["n"]:
+                methods[f"{row['n']} of {row['planned']}"].append(row["method"])
+        # The most frequent number stands for all; the exceptions are named.
+        (number, _), *others = sorted(methods.items(), key=lambda item: -len(item[1])) or [
+            ("none", [])
+        ]
+        named = ", ".join(f"{listing(names)} {number}" for number, names in others)
+        parts.append(f"{title} {number}{f' ({named})' if named else ''}")
+    return f"Seeds done, of those planned: {'; '.join(parts)}."
+
+
+def seed_count(runs: Iterable[Run], marks: str = "") -> str:
+    """How many seeds the methods have, of those with any: ``one seed``, ``1 to 3 seeds``.
+
+    Args:
+        runs: of any places.
+        marks: for a caption: how the single seeds are drawn, if there is more than one anywhere.
+    """
+    numbers = {row["n"] for row in summarize(runs) if row["n"]}
+    if numbers <= {1}:
+        return "one seed" if numbers else "no seed yet"
+    low, high = min(numbers), max(numbers)
+    return f"{f'{low} to ' if low < high else ''}{high} seeds{marks and f' ({marks})'}"
 
 
 def listing(names: Iterable[str]) -> str:

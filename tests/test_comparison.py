@@ -27,14 +27,18 @@ from patlib.comparison import (
     choose_candidates,
     chosen_settings,
     compare,
+    describe,
     glance,
     listing,
     load_runs,
     mean_iou,
     paper_cell,
+    seed_count,
+    seeds_note,
     signed,
     spread,
     summarize,
+    to_do,
 )
 from patlib.data import DATASETS, build_dataset
 from patlib.grid import load_grid, read_grid
@@ -44,6 +48,7 @@ from patlib.plots.comparison import (
     grid_table,
     plot_class_iou,
     plot_differences,
+    plot_exponents,
     plot_predictions,
     plot_runs,
     plot_scores,
@@ -258,9 +263,17 @@ def test_sentences_and_numbers_in_words():
     assert [signed(v) for v in (0.0123, -0.0123, -0.0001, 0.0)] == ["+1.2", "−1.2", "0.0", "0.0"]
     assert listing(["a"]) == "a" and listing("abc") == "a, b and c"
     row = dict(n=2, planned=3, mean=0.5, std=0.01)
-    assert spread(row) == "50.0 ± 1.0 (2 of 3)"
-    assert spread({**row, "n": 1, "planned": 1, "std": math.nan}) == "50.0 (1)"
+    assert spread(row) == "50.0\u00a0±\u00a01.0"
+    assert spread({**row, "n": 1, "std": math.nan}) == "50.0"
     assert spread({**row, "n": 0}) == "not run"
+
+
+def test_seeds_are_named_below_a_table():
+    def rows(*numbers):
+        return [dict(method=m, n=n, planned=p) for m, (n, p) in zip("ABCD", numbers, strict=False)]
+
+    note = seeds_note({"x": rows((1, 3), (2, 5), (1, 3), (0, 3)), "y": rows((3, 3)), "z": rows()})
+    assert note == "Seeds done, of those planned: x 1 of 3 (B 2 of 5); y 3 of 3; z none."
 
 
 # -- runs -------------------------------------------------------------------------------------
@@ -280,9 +293,16 @@ def test_summary_of_a_grid_with_runs_missing(tmp_path):
     assert rows["CE"]["std"] == pytest.approx(statistics.stdev(scores["CE"]))
     assert list(rows["PAT"]["scores"]) == [1] and math.isnan(rows["PAT"]["std"])
     assert [rows[m]["n"] for m in methods] == [3, 1, 0]
-    assert spread(rows["PAT"]).endswith("(1 of 3)") and spread(rows["BMS"]) == "not run"
+    assert "±" in spread(rows["CE"]) and "±" not in spread(rows["PAT"])
+    assert spread(rows["BMS"]) == "not run"
 
     runs = load_runs(grid, tmp_path)
+    assert seed_count(runs, "ticks") == "1 to 3 seeds (ticks)"
+    assert seed_count([r for r in runs if r.cell.method == "PAT"], "ticks") == "one seed"
+    assert seed_count([r for r in runs if r.cell.method == "BMS"]) == "no seed yet"
+    (row,) = describe(runs)
+    assert (row["n"], row["planned"], row["seeds_done"]) == (4, 9, [0, 1, 2])
+    assert describe(load_runs(grid, tmp_path, [0]))[0]["seeds_done"] == [0]
     difference = compare(runs, "PAT", "CE", resamples=50)
     assert list(difference.by_seed) == [1]  # the common seed
     assert compare(runs, "BMS", "CE") is None
@@ -354,7 +374,7 @@ def test_glance_names_the_best_and_what_cannot_be_told_from_it(tmp_path):
         if cell.method != "CB":
             fake_record(cell, tmp_path, bonus[cell.method])
     assert glance(load_runs(grid, tmp_path)) == []  # a best of some is no best
-    assert answer([], "miou").endswith("not run")
+    assert "no answer yet" in answer([], "miou")
     for cell in cells:
         if cell.method == "CB":  # PAT's own counts
             twin = next(c for c in cells if c.method == "PAT" and c.settings["seed"] == 0)
@@ -540,10 +560,19 @@ def recorded_text(grid, metric, method, dataset, model):
     if not records:
         return "not run"
     scores = [100 * record["result"]["test"][metric] for record in records]
-    number = f"{len(scores)}" if len(scores) == len(cells) else f"{len(scores)} of {len(cells)}"
     if len(scores) == 1:
-        return f"{scores[0]:.1f} ({number})"
-    return f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f} ({number})"
+        return f"{scores[0]:.1f}"
+    return f"{statistics.mean(scores):.1f}\u00a0±\u00a0{statistics.stdev(scores):.1f}"
+
+
+def methods_with_records(grid, dataset, model="segnet"):
+    """The rows that a table must have; those without a run are left out."""
+    return {
+        c.method
+        for c in small_grid(grid)
+        if (c.settings["dataset"], c.settings["model"]) == (dataset, model)
+        and (RECORDS / f"{c.name}.json").is_file()
+    }
 
 
 LABELS = {"Oxford-IIIT Pet": "oxford_pet", "NYUv2": "nyuv2", "CamVid": "camvid"}
@@ -567,57 +596,76 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
                     expected = recorded_text("table1", metric, method, LABELS[label], "segnet")
                     assert text == expected, (metric, method, column)
                     checked += 1
-    for name in ("groups", "released"):
-        for method, row in tables[f"baselines-{name}"].items():
-            for column, text in row.items():
-                label, _, title = column.removesuffix(" (%)").rpartition(", ")
-                metric = TITLES.get(title, title)
-                expected = recorded_text("table1", metric, method, LABELS[label], "segnet")
-                assert text == expected, (name, method, column)
-                checked += 1
+    for method, row in tables["baselines-released"].items():
+        for column, text in row.items():
+            label, _, title = column.removesuffix(" (%)").rpartition(", ")
+            expected = recorded_text("table1", TITLES[title], method, LABELS[label], "segnet")
+            assert text == expected, (method, column)
+            checked += 1
+    for key, row in tables["baselines-groups"].items():
+        label, method = key.split(", ")
+        for column, text in row.items():
+            group = column.removesuffix(" (%)")
+            assert text == recorded_text("table1", group, method, LABELS[label], "segnet"), key
+            checked += 1
     assert checked == 8 * 3 * (3 + 3 + 2)
 
 
 def test_stored_numbers_of_the_architectures_are_those_of_the_records():
     tables = stored_tables(NOTEBOOKS / "architectures.ipynb")
     checked = 0
+    ran = {
+        (label, method)
+        for label, model in NETWORKS.items()
+        for method in methods_with_records(
+            "table1" if model == "segnet" else "table2", "camvid", model
+        )
+        if method in {c.method for c in small_grid("table2")}
+    }
     for metric in ("miou", "pixel_accuracy"):
-        for model in NETWORKS.values():
+        for label, model in NETWORKS.items():
             for method, row in tables[f"architectures-table2-{metric}-{model}"].items():
-                if text := row["CamVid, ours"]:
+                text = row.get("CamVid, ours", "")
+                assert (text not in ("", "not run")) == ((label, method) in ran)
+                if text:
                     grid = "table1" if model == "segnet" else "table2"
                     assert text == recorded_text(grid, metric, method, "camvid", model)
                     checked += 1
-    for method, row in tables["architectures-groups"].items():
+    groups = tables["architectures-groups"]
+    assert {tuple(key.split(", ")) for key in groups} == ran
+    for key, row in groups.items():
+        label, method = key.split(", ")
+        grid = "table1" if label == "SegNet" else "table2"
         for column, text in row.items():
-            label, _, group = column.rpartition(", ")
-            grid = "table1" if label == "SegNet" else "table2"
+            group = column.removesuffix(" (%)")
             assert text == recorded_text(grid, group, method, "camvid", NETWORKS[label])
             checked += 1
-    assert checked == 2 * 4 * 3 + 3 * 4 * 3
+    assert checked >= 5 * len(ran) > 0
 
 
 def test_stored_numbers_of_the_temperatures_are_those_of_the_records():
     tables = stored_tables(NOTEBOOKS / "temperature.ipynb")
     checked = 0
     for metric in ("miou", "pixel_accuracy"):
-        for method, row in tables[f"temperature-table3-{metric}"].items():
-            for column, text in row.items():
-                label = column.split(", ")[1]
-                if column.endswith("ours"):
-                    expected = recorded_text("table3", metric, method, LABELS[label], "segnet")
-                    assert text == expected
+        for key, row in tables[f"temperature-table3-{metric}"].items():
+            if key.endswith("ours"):
+                name = LABELS[key.split(", ")[1]]
+                for method, text in row.items():
+                    assert text == recorded_text("table3", metric, method, name, "segnet"), key
                     checked += 1
+    assert checked == 2 * 4 * 2
+    parts = methods_with_records("components", "camvid")
+    assert {"CE", "PAT"} | parts == set(tables["temperature-components"])
+    assert methods_with_records("longer", "camvid") == set(tables.get("temperature-longer", {}))
     for name, grids in {"components": ("components", "table1"), "longer": ("longer",)}.items():
-        for method, row in tables[f"temperature-{name}"].items():
+        for method, row in tables.get(f"temperature-{name}", {}).items():
             known = {c.method for c in small_grid(grids[0])}
             grid = grids[0] if method in known else grids[1]
+            assert len(row) == 5
             for column, text in row.items():
                 title = column.removesuffix(" (%)")
                 metric = TITLES.get(title, title)
                 assert text == recorded_text(grid, metric, method, "camvid", "segnet"), method
-                checked += 1
-    assert checked == 2 * 4 * 2 + 14 * 5 + 2 * 5
 
 
 @pytest.mark.parametrize("name", ["baselines", "architectures", "temperature"])
@@ -627,11 +675,13 @@ def test_stored_numbers_of_the_paper_are_those_of_its_file(name):
     for table, rows in stored_tables(NOTEBOOKS / f"{name}.ipynb").items():
         if not re.search(r"-table\d", table):
             continue
-        for method, row in rows.items():
-            for column, text in row.items():
-                if column.endswith("paper") and text:
-                    *network, label, _ = column.split(", ")
-                    assert float(text) in paper_numbers(table, method, label, network), column
+        for first, row in rows.items():
+            for second, text in row.items():
+                # In Table 3 the rows are the networks and data sets, elsewhere the columns.
+                method, place = (second, first) if "table3" in table else (first, second)
+                if place.endswith("paper") and text:
+                    *network, label, _ = place.split(", ")
+                    assert float(text) in paper_numbers(table, method, label, network), place
                     numbers += 1
     assert numbers >= 40
     content = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
@@ -671,7 +721,7 @@ def test_figures_show_every_seed_and_leave_out_what_was_not_run(toy):
     (methods,) = by_place(toy).values()
     axis = plot_scores({"toy": summarize(toy)}).axes[0]
     drawn = [len(c.get_offsets()) for c in axis.collections]
-    assert drawn == [2, 1, 2, 1, 0]  # seeds and mean, of CE and PAT; CB was not run
+    assert drawn == [2, 1, 2, 1]  # seeds and mean, of CE and PAT; CB was not run
     heat = plot_class_iou(methods).axes[0]
     record = methods["CE"][0].record
     order = [c for group in class_groups(record.result["class_counts"]).values() for c in group]
@@ -691,14 +741,32 @@ def test_figures_show_every_seed_and_leave_out_what_was_not_run(toy):
     plt.close("all")
 
 
-def test_figures_of_nothing_say_so(tmp_path, toy):
+def test_there_is_no_figure_of_nothing(toy, capsys):
     import matplotlib.pyplot as plt
 
     nothing = {"CB": [run for run in toy if run.cell.method == "CB"]}
     figures = [plot_class_iou(nothing), plot_validation({"toy": nothing}), plot_runs(nothing)]
+    figures += [plot_scores({"toy": summarize(nothing["CB"])})]
     figures += [plot_differences({"toy": {"all": []}}), plot_temperatures({"toy": {}})]
-    for figure in figures:
-        assert "not run" in [text.get_text() for axis in figure.axes for text in axis.texts]
+    figures += [plot_temperatures({"toy": {20.0: {"mIoU": [30.0, 31.0]}}})]
+    figures += [plot_exponents({"x": {0.5: {"miou": [1.0]}}}, {}, {"miou": "mIoU"})]
+    assert figures == [None] * len(figures) and not plt.get_fignums()
+    assert small(None, ("None of 3 runs is done", "python here")) is None
+    assert capsys.readouterr().out == "None of 3 runs is done:\n\npython here\n"
+
+
+def test_panels_and_legends_hold_what_was_run(toy):
+    import matplotlib.pyplot as plt
+
+    rows = {"toy": summarize(toy), "none": summarize(r for r in toy if r.cell.method == "CB")}
+    assert [axis.get_title() for axis in plot_scores(rows).axes] == ["toy"]
+    temperatures = {t: {"mIoU": [30.0 + t]} for t in (5.0, 20.0)}
+    figure = plot_temperatures({"two": temperatures, "one": {5.0: {"mIoU": [30.0]}}})
+    assert [axis.get_title() for axis in figure.axes] == ["two"]
+    points = {a: {"miou": [30.0, 31.0]} for a in (0.0, 0.5)}
+    series = {"images": {}, "weights": points}
+    figure = plot_exponents(series, {"CE": {"miou": 29.0}}, {"miou": "mIoU"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weights", "CE"]
     plt.close("all")
 
 
@@ -729,15 +797,33 @@ def test_pictures_of_predictions(toy):
 
 def test_tables_of_cells_that_were_not_run(tmp_path):
     path = GRIDS / "paper" / "table1-cityscapes.yaml"
-    relative = path.relative_to(ROOT)
-    table = grid_table("x", relative, load_runs(path, tmp_path), {"miou": "mIoU (%)"})
-    assert "the images may not be redistributed" in table
-    assert "python study/run.py study/grids/paper/table1-cityscapes.yaml" in table
+    table = grid_table("x", path, tmp_path, {"miou": "mIoU (%)"})
+    assert "may not be redistributed" in table and "<table" not in table
+    assert "python study/run.py study/grids/paper/table1-cityscapes.yaml --data FOLDER" in table
     cells = load_grid(path)
     fake_record(cells[0], tmp_path)
-    table = grid_table("x", relative, load_runs(path, tmp_path), {"miou": "mIoU (%)"})
-    assert "redistributed" not in table and table.count("not run") == 15
+    table = grid_table("x", path, tmp_path, {"miou": "mIoU (%)", "tail": "tail (%)"})
+    # The one method with a run, in the one place where it has it.
+    assert "redistributed" not in table and table.count("<tr>") == 2 and table.count("<td>") == 3
+    assert "1 of 3." in table
     assert columns_table("t", {"a": {"CE": "1"}, "b": {"PAT": "2"}}).count("<td></td>") == 2
+    left = columns_table("t", {"a": {"CE": "1", "PAT": "not run"}, "b": {"CE": "not run"}})
+    assert "PAT" not in left and "<th>b" not in left
+    assert columns_table("t", {"a": {"CE": "not run"}}) == ""
+
+
+@pytest.mark.parametrize("name", ["demo", "small/table3", "small/tuned"])
+def test_what_is_to_do_counts_every_run_of_a_grid(name, tmp_path):
+    """Also the candidates of methods that are tuned, which the tables show as one."""
+    grid = GRIDS / f"{name}.yaml"
+    cells = load_grid(grid)
+    sentence, command = to_do(grid, tmp_path)
+    assert sentence.startswith(f"None of the {len(cells)} runs of {grid.name} is done yet")
+    assert grid_table("x", grid, tmp_path, {"miou": ""}).count(f" {len(cells)} runs ") == 1
+    assert str(grid.relative_to(ROOT)) in command and (ROOT / command.split()[2]).is_file()
+    assert ("--data" in command) == (grid.stem != "demo")
+    fake_record(cells[-1], tmp_path)
+    assert to_do(grid, tmp_path)[0].startswith(f"1 of the {len(cells)} runs of {grid.name} is done")
 
 
 # -- the chapters -----------------------------------------------------------------------------
@@ -776,9 +862,11 @@ def test_chapter_with_other_parameters(name, tmp_path):
         name, tmp_path, records=str(records), seeds=[0, 1], resamples=50, block=2, epochs=1, **more
     )
     tables = stored_tables(output)
+    check_texts(output)
     if name == "baselines":
+        assert "CamVid 1 of 2;" in output.read_text()
+        assert "BMS" not in tables["baselines-released"]
         assert tables["baselines-table1-miou"]["BMS"]["CamVid, ours"] == "not run"
-        assert "(1 of 2)" in tables["baselines-table1-miou"]["PAT"]["CamVid, ours"]
         assert tables["baselines-glance"]["CamVid"]["seeds"] == "not every loss has run"  # BMS
         sentences = output.read_text()
         assert "PAT is higher than CE" in sentences and "BLV is lower than CE" in sentences
@@ -787,9 +875,54 @@ def test_chapter_with_other_parameters(name, tmp_path):
         assert text.startswith("higher: +")
         assert tables["architectures-gains"]["U-Net"]["ours: tail"] == "not run"  # seed 0 alone
     else:
-        assert "(1 of 2)" in tables["temperature-table3-miou"]["T = 20"]["SegNet, CamVid, ours"]
+        ours = tables["temperature-table3-miou"]["SegNet, CamVid, ours"]
+        assert float(ours["T = 20"]) > float(ours["T = 5"])
         assert "T = 50" in tables["temperature-miniature"]
-        assert tables["temperature-range"]["CamVid"]["seeds, ours"] == "not run"
+        row = tables["temperature-range"]["CamVid"]
+        assert float(row["range, ours"]) > 0 and row["seeds, ours"] == "–"
+        assert set(tables["temperature-sentences"]) >= {"CamVid, T = 5", "NYUv2, T = 50"}
+        assert "two programs for one loss" in output.read_text()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_chapter_with_next_to_no_records(name, tmp_path):
+    """One loss of one table: no statement about others, no figure without data, the commands."""
+    records = tmp_path / "records"
+    records.mkdir()
+    for cell in load_grid(SMALL / "table1.yaml"):
+        if (cell.method, cell.settings["seed"]) == ("PAT", 0):
+            fake_record(cell, records)
+    more = {"temperatures": [20.0]} if name == "temperature" else {}
+    output = execute(name, tmp_path, records=str(records), resamples=50, epochs=1, **more)
+    check_texts(output)
+    text = output.read_text()
+    for grid in PLANNED[name][1:] or ["table1"]:
+        assert f"python study/run.py study/grids/small/{grid}.yaml" in text
+    assert "two programs" not in "".join(p for p in glued(output) if isinstance(p, str))
+    assert not set(stored_tables(output)) & {
+        "baselines-pat",
+        "baselines-tuned",
+        "temperature-sentences",
+        "temperature-parts",
+        "temperature-longer",
+    }
+
+
+def glued(notebook):
+    """The texts that a notebook puts into its prose and captions."""
+    key = "application/papermill.record/text/plain"
+    for cell in json.loads(notebook.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if key in output.get("data", {}):
+                yield "".join(output["data"][key])
+
+
+def check_texts(notebook):
+    """A cell of a table may be "not run"; a sentence that has this in it says nothing."""
+    texts = list(glued(notebook))
+    for rows in stored_tables(notebook).values():
+        texts += [cell for row in rows.values() for cell in row.values() if cell != "not run"]
+    assert texts and not [t for t in texts if "not run" in t or re.search(r"\bnan\b", t)]
 
 
 @pytest.mark.parametrize(

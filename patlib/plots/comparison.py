@@ -1,6 +1,7 @@
 """Methods beside each other, in tables and figures: by seed, by class, by epoch, on images."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from patlib.comparison import (
     Difference,
     Run,
     by_place,
+    load_runs,
     mean_iou,
+    seeds_note,
     spread,
     summarize,
+    to_do,
 )
 from patlib.data import SegmentationDataset
 from patlib.metrics import class_groups
@@ -34,23 +38,42 @@ def _style(method: str) -> tuple[str, str]:
     return _STYLES.get(method, ("#000000", "o"))
 
 
-def html_table(name: str, header: Sequence, rows: Sequence[Sequence]) -> str:
-    """A table of cells that are HTML already. Its ``data-name`` is how tests find it."""
+def html_table(name: str, header: Sequence, rows: Sequence[Sequence], note: str = "") -> str:
+    """A table of cells that are HTML already. Its ``data-name`` is how tests find it.
+
+    Args:
+        name: of the table.
+        header: the titles of the columns.
+        rows: the cells.
+        note: what stands below, such as :func:`patlib.comparison.seeds_note`.
+    """
 
     def line(tag, row):
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>"
 
     body = "\n".join(line("td", row) for row in rows)
+    body += f'\n<caption style="caption-side:bottom">{note}</caption>' if note else ""
     return (
         f'<table class="table" data-name="{name}" style="font-size:.85em">\n'
         f"{line('th', header)}\n{body}\n</table>"
     )
 
 
-def small(figure, colors: int = 256):
-    """A figure as PNG with few colours, for notebooks: label maps take half the bytes or less."""
+def small(figure, missing: tuple[str, str] | None = None, colors: int = 256):
+    """A figure as PNG with few colours, for notebooks: label maps take half the bytes or less.
+
+    Args:
+        figure: None if there was nothing to draw.
+        missing: what is printed then, from :func:`patlib.comparison.to_do`. The book makes a
+            numbered figure of what a cell shows, not of what it prints.
+        colors: at most so many.
+    """
     from IPython.display import Image  # is there where notebooks are
 
+    if figure is None:
+        sentence, command = missing
+        print(f"{textwrap.fill(sentence, 78)}:\n\n{command}")
+        return None
     drawn, stored = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=figure.dpi)
     plt.close(figure)  # or the notebook would show it once more
@@ -59,73 +82,92 @@ def small(figure, colors: int = 256):
     return Image(stored.getvalue())
 
 
-def columns_table(name: str, columns: Mapping[str, Mapping[str, str]]) -> str:
-    """A table with a row for each method: title of a column -> label of a method -> text."""
+def columns_table(
+    name: str, columns: Mapping[str, Mapping[str, str]], first: str = "loss", note: str = ""
+) -> str:
+    """A table with a row for each method: title of a column -> label of a method -> text.
+
+    Rows and columns in which nothing was run are left out; a table of them is an empty string.
+
+    Args:
+        name, note: of :func:`html_table`.
+        columns: the texts.
+        first: title of the column of labels.
+    """
+
+    def any_run(texts):
+        return any(text not in ("", "not run") for text in texts)
+
+    columns = {title: column for title, column in columns.items() if any_run(column.values())}
     methods = dict.fromkeys(method for column in columns.values() for method in column)
-    rows = [
-        [method, *(column.get(method, "") for column in columns.values())] for method in methods
-    ]
-    return html_table(name, ["method", *columns], rows)
+    rows = [[method, *(c.get(method, "") for c in columns.values())] for method in methods]
+    rows = [row for row in rows if any_run(row[1:])]
+    return html_table(name, [first, *columns], rows, note) if rows else ""
 
 
-def grid_table(name: str, grid: Path, runs: Sequence[Run], metrics: Mapping[str, str]) -> str:
+def missing_html(missing: tuple[str, str]) -> str:
+    """What :func:`patlib.comparison.to_do` says, as a paragraph."""
+    sentence, command = missing
+    return f"<p>{sentence}: <code>{command}</code></p>"
+
+
+def grid_table(
+    name: str,
+    grid: Path,
+    records: Path,
+    metrics: Mapping[str, str],
+    seeds: Sequence[int] | None = None,
+) -> str:
     """The scores of a grid, a column for each place and score; how to run it if nobody has.
 
     Args:
         name: of the table.
-        grid: path of the grid file in the repository.
-        runs: its runs.
+        grid, records, seeds: of :func:`patlib.comparison.load_runs`.
         metrics: score -> its title.
     """
-    if not any(run.record for run in runs):
-        reason = (
-            "the images may not be redistributed; with a copy of your own, this command runs it"
-        )
-        if all(run.place.dataset != "cityscapes" for run in runs):
-            reason = f"{len(runs)} runs, which this command starts"
-        command = f"python study/run.py {grid} --data FOLDER --jobs 4"
-        return html_table(name, [f"{grid.name}: not run: {reason}"], [[f"<code>{command}</code>"]])
-    columns = {}
-    for place, methods in by_place(runs).items():
+    columns, tables = {}, {}
+    for place, methods in by_place(load_runs(grid, records, seeds)).items():
         members = [run for method in methods.values() for run in method]
+        where = f"{place}, {MODEL_LABELS[place.model]}"
         for metric, title in metrics.items():
-            header = f"{place}, {MODEL_LABELS[place.model]}: {title}"
-            columns[header] = {row["method"]: spread(row) for row in summarize(members, metric)}
-    return columns_table(name, columns)
+            rows = summarize(members, metric)
+            columns[f"{where}: {title}"] = {row["method"]: spread(row) for row in rows}
+        if any(row["n"] for row in rows):
+            tables[where] = rows
+    if not tables:
+        return missing_html(to_do(grid, records))
+    return columns_table(name, columns, note=seeds_note(tables))
 
 
 def settings_table(name: str, rows: Sequence[dict]) -> str:
-    """What was run: rows of :func:`patlib.comparison.describe`."""
-    cells = []
+    """What was run: a column for each of the rows of :func:`patlib.comparison.describe`."""
+    columns = {}
     for row in rows:
         settings = row["settings"]
         model = ", ".join(f"{k} {v}" for k, v in settings["model_params"].items() if v is not None)
-        images = " / ".join(map(str, row["images"].values())) if "images" in row else "not run"
-        where = f"{row['minutes']:.0f} min, {', '.join(row['devices'])}" if "minutes" in row else ""
-        cells.append(
-            [
-                *(str(row["place"]), images, " x ".join(map(str, settings["image_size"]))),
-                f"{MODEL_LABELS[settings['model']]} ({model})",
-                *(settings["epochs"], settings["batch_size"], f"{settings['learning_rate']:g}"),
-                *(", ".join(map(str, row["seeds"])), f"{row['n']} of {row['planned']}", where),
-            ]
-        )
-    header = ["data", "images (train / validation / test)", "size (H x W)", "network", "epochs"]
-    header += ["batch", "learning rate", "seeds", "runs with a record", "median run"]
-    return html_table(name, header, cells)
+        columns[f"{row['place']}, {MODEL_LABELS[settings['model']]}"] = {
+            "images (train / validation / test)": " / ".join(map(str, row["images"].values()))
+            if "images" in row
+            else "",
+            "size (H x W)": " x ".join(map(str, settings["image_size"])),
+            "parameters of the network": model,
+            "epochs": settings["epochs"],
+            "batch": settings["batch_size"],
+            "learning rate": f"{settings['learning_rate']:g}",
+            "planned seeds": ", ".join(map(str, row["seeds"])),
+            "seeds done": ", ".join(map(str, row["seeds_done"])) or "none",
+            "runs done": f"{row['n']} of {row['planned']}",
+            "median run": f"{row['minutes']:.0f} min, {', '.join(row['devices'])}"
+            if "minutes" in row
+            else "",
+        }
+    return columns_table(name, columns, first="")
 
 
 def _recorded(methods: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
     """The runs with a record, of the methods that have one."""
     kept = {method: [run for run in runs if run.record] for method, runs in methods.items()}
     return {method: runs for method, runs in kept.items() if runs}
-
-
-def _not_run():
-    figure, axis = plt.subplots(figsize=(9, 1), layout="constrained")
-    axis.text(0.5, 0.5, "not run", ha="center", va="center")
-    axis.axis("off")
-    return figure
 
 
 def cell_name(address: str) -> str:
@@ -144,8 +186,14 @@ def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (
 
     Args:
         tables: title of a panel -> rows of :func:`patlib.comparison.summarize`, the same methods
-            in each; those without a record stay empty.
+            in each; those without a record stay empty, a panel of them is left out.
+
+    Returns:
+        The figure, or None if nothing was run.
     """
+    tables = {title: rows for title, rows in tables.items() if any(row["n"] for row in rows)}
+    if not tables:
+        return None
     methods = [row["method"] for row in next(iter(tables.values()))]
     figure, axes = plt.subplots(
         1,
@@ -161,13 +209,11 @@ def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (
         for position, row in enumerate(rows):
             color, marker = _style(row["method"])
             values = 100 * np.array(list(row["scores"].values()))
-            # Seeds above their mean, so that neither hides the other.
-            seeds = dict(s=18, facecolors="none", edgecolors=color, linewidths=1, marker=marker)
-            axis.scatter(values, np.full(len(values), position - 0.22), **seeds)
+            if row["n"] > 1:  # seeds above their mean, so that neither hides the other
+                seeds = dict(s=18, facecolors="none", edgecolors=color, linewidths=1, marker=marker)
+                axis.scatter(values, np.full(len(values), position - 0.22), **seeds)
             if row["n"]:
                 axis.scatter([values.mean()], [position + 0.12], s=60, color=color, marker=marker)
-        if not any(row["n"] for row in rows):
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
         axis.set(title=title, xlabel=xlabel, yticks=range(len(methods)), yticklabels=methods)
         axis.grid(axis="x", alpha=0.3)
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.6)
@@ -183,10 +229,13 @@ def plot_differences(tables: Mapping[str, Mapping[str, Sequence[Difference]]]):
     Args:
         tables: title of the row -> title of the panel -> differences, of the same methods; all
             rows have the same panels. A row without any is left out.
+
+    Returns:
+        The figure, or None if there is no difference.
     """
     tables = {title: row for title, row in tables.items() if any(row.values())}
     if not tables:
-        return _not_run()
+        return None
     panels = list(next(iter(tables.values())))
     heights = [max(map(len, row.values())) for row in tables.values()]
     figure, axes = plt.subplots(
@@ -213,7 +262,7 @@ def plot_differences(tables: Mapping[str, Mapping[str, Sequence[Difference]]]):
     for axis, panel in zip(axes[0], panels, strict=True):
         axis.set_title(panel)
     reference = next(d.reference for row in tables.values() for p in row.values() for d in p)
-    figure.supxlabel(f"difference to {reference} in mean IoU (percentage points)", fontsize=10)
+    figure.supxlabel(f"difference from {reference} in mean IoU (percentage points)", fontsize=10)
     return figure
 
 
@@ -233,10 +282,13 @@ def plot_class_iou(methods: Mapping[str, Sequence[Run]]):
 
     Args:
         methods: label -> runs, all of one data set; those without a record are left out.
+
+    Returns:
+        The figure, or None if nothing was run.
     """
     methods = _recorded(methods)
     if not methods:
-        return _not_run()
+        return None
     result = next(iter(methods.values()))[0].record.result
     groups = class_groups(result["class_counts"])
     order = [c for classes in groups.values() for c in classes]
@@ -271,10 +323,13 @@ def plot_validation(panels: Mapping[str, Mapping[str, Sequence[Run]]], ncols: in
     Args:
         panels: title -> label of a method -> its runs; those without a record are left out.
         ncols: panels in a row.
+
+    Returns:
+        The figure, or None if nothing was run.
     """
     panels = {title: methods for title, m in panels.items() if (methods := _recorded(m))}
     if not panels:
-        return _not_run()
+        return None
     ncols = min(ncols, len(panels))
     figure, axes = plt.subplots(
         -(-len(panels) // ncols), ncols, figsize=(9, 3.6), squeeze=False, layout="constrained"
@@ -319,10 +374,13 @@ def plot_runs(
             (:func:`plot_predictions`); without it the label maps alone, each with its pixel
             accuracy and mean IoU in percent.
         columns: which of the images kept.
+
+    Returns:
+        The figure, or None if nothing was run.
     """
     methods = _recorded(methods)
     if not methods:
-        return _not_run()
+        return None
     class_names = next(iter(methods.values()))[0].record.result["class_names"]
     kept = {method: runs[0].images() for method, runs in methods.items()}
     columns = list(columns)
@@ -448,7 +506,14 @@ def plot_temperatures(panels: Mapping[str, Mapping[float, Mapping[str, Sequence[
 
     Args:
         panels: title -> temperature -> label of a score -> its value for each seed, in percent.
+            One with fewer than two temperatures is left out.
+
+    Returns:
+        The figure, or None if no panel is left.
     """
+    panels = {title: scores for title, scores in panels.items() if len(scores) > 1}
+    if not panels:
+        return None
     figure, axes = plt.subplots(
         1, len(panels), figsize=(9, 3.2), squeeze=False, layout="constrained"
     )
@@ -469,10 +534,7 @@ def plot_temperatures(panels: Mapping[str, Mapping[float, Mapping[str, Sequence[
         axis.set_xticks(list(scores), [f"{t:g}" for t in scores])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        if labels:
-            axis.legend(loc="best", fontsize=9)
-        else:
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+        axis.legend(loc="best", fontsize=9)
     return figure
 
 
@@ -484,28 +546,35 @@ def plot_exponents(
     """Scores over the exponent of the class size, one panel for each score.
 
     Args:
-        series: label of a line -> exponent -> score -> its value for each seed, in percent.
+        series: label of a line -> exponent -> score -> its value for each seed, in percent. One
+            with fewer than two exponents is left out.
         levels: label of a dashed horizontal line -> score -> value in percent.
         titles: score -> title of its panel.
+
+    Returns:
+        The figure, or None if no line is left.
     """
+    series = {label: points for label, points in series.items() if len(points) > 1}
+    if not series:
+        return None
     figure, axes = plt.subplots(
         1, len(titles), figsize=(9, 3.4), squeeze=False, layout="constrained"
     )
     styles = (("#0072b2", "o", "-"), ("#d55e00", "s", "-."))
     for axis, (metric, title) in zip(axes[0], titles.items(), strict=True):
         for (label, points), (color, marker, line) in zip(series.items(), styles, strict=False):
-            seeds = {a: np.asarray(v[metric]) for a, v in points.items() if len(v[metric])}
+            seeds = {exponent: np.asarray(scores[metric]) for exponent, scores in points.items()}
             means = [values.mean() for values in seeds.values()]
             axis.plot(list(seeds), means, color=color, marker=marker, linestyle=line, label=label)
             for exponent, values in seeds.items():
-                marks = dict(s=14, facecolors="none", edgecolors=color, marker=marker)
-                axis.scatter(np.full(len(values), exponent), values, **marks)
+                if len(values) > 1:
+                    marks = dict(s=14, facecolors="none", edgecolors=color, marker=marker)
+                    axis.scatter(np.full(len(values), exponent), values, **marks)
         for number, (label, level) in enumerate(levels.items()):
             line = _LINES[1 + 2 * (number % 2)]
             axis.axhline(level[metric], color="black", linestyle=line, linewidth=1, label=label)
         axis.set(title=title, xlabel="exponent a in 1 / S^a", ylabel="score (%)")
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
