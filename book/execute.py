@@ -100,7 +100,8 @@ def commit(notebook: Path) -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "patlib", "study", str(notebook.resolve()))
+        read = ("patlib", "study", "benchmarks", str(notebook.resolve()))
+        changed = git("status", "--porcelain", "--", *read)
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"  # not a clone
