@@ -90,7 +90,7 @@ class SegmentationMetrics(Metric):
             classes in the truth), ``dice_error`` (1 - mean Dice; not comparable with the paper's
             undefined "Dice Err"), ``released_miou`` (what the paper's released code calls mIoU:
             classes 0 to 2 only, averaged over batches), and with ``class_counts`` also ``head``,
-            ``mid`` and ``tail``: mean IoU of a third of the classes each.
+            ``mid`` and ``tail``: mean IoU of these classes (:func:`class_groups`).
         """
         confusion = self.confusion.double()
         hit, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
