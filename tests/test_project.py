@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from patlib import RunConfig, RunRecord
+from patlib.comparison import by_place, load_runs, summarize
 from patlib.grid import run_name
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,26 @@ def test_python_of_the_readme_is_valid_and_its_files_exist():
         compile(block, "README.md", "exec")
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / path).is_file(), path
+
+
+def test_results_of_the_readme_are_those_of_the_records():
+    runs = load_runs(ROOT / "study/grids/small/table1.yaml", ROOT / "study/records/runs")
+    scores = [summarize(runs, metric) for metric in ("miou", "tail")]
+    places = list(by_place(runs))
+    seeds = {place: [s["n"] for s in scores[0] if s["place"] == place] for place in places}
+    lines = [
+        "| mIoU / tail IoU (%) | " + " | ".join(str(place) for place in places) + " |",
+        "|---|" + "---|" * len(places),
+        "| seeds | "
+        + " | ".join(" to ".join(map(str, sorted({min(n), max(n)}))) for n in seeds.values())
+        + " |",
+    ]
+    means = {(s["place"], s["method"], i): 100 * s["mean"] for i in (0, 1) for s in scores[i]}
+    for method in by_place(runs)[places[0]]:
+        cells = [f"{means[p, method, 0]:.1f} / {means[p, method, 1]:.1f}" for p in places]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    expected = "\n".join(lines)
+    assert expected in (ROOT / "README.md").read_text(), f"it should say:\n{expected}"
 
 
 def test_importing_a_loss_does_not_wait_for_the_training_library():
