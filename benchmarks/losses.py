@@ -109,7 +109,7 @@ def copy_bytes_per_second(device) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repetitions", type=int, default=11)
+    parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--quick", action="store_true", help="a small batch, few repetitions")
     options = parser.parse_args()
     device = torch.device(options.device)
