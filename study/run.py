@@ -50,8 +50,10 @@ def main() -> int:
 
     try:
         cells = {cell.name: cell for cell in load_grid(options.grid)}
-        if options.notebook and options.notebook not in cells:
-            raise ValueError(f"{options.grid} has no run {options.notebook!r}")
+        if options.notebook:  # the others, and their data, are no concern of this call
+            if options.notebook not in cells:
+                raise ValueError(f"{options.grid} has no run {options.notebook!r}")
+            cells = {options.notebook: cells[options.notebook]}
         missing = {name: cell for name, cell in cells.items() if not filed(name, options.records)}
         open_data(missing.values(), options.data)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

@@ -48,6 +48,12 @@ def assert_near(path, reference, dtype):
     )
 
 
+@pytest.fixture(params=[8, 2**20], ids=["gradient ahead", "gradient in backward"])
+def chunk(request, monkeypatch):
+    """A batch of several parts and one of a single part: see `_InChunks`."""
+    monkeypatch.setattr(_core, "CHUNK", request.param)
+
+
 def reference(loss, logits, target, upstream, monkeypatch):
     """By `composed`, which is F.cross_entropy and autograd, in float64."""
     with monkeypatch.context() as patch:
@@ -81,6 +87,7 @@ def test_paths_agree(name, params, path, monkeypatch):
 
 
 @every_loss
+@pytest.mark.usefixtures("chunk")
 def test_upstream_gradients(name, params):
     logits, target = make_batch((2, 4, 3, 5))
     ones = {r: value_and_gradient(build(name, params, reduction=r), logits, target)[1]
@@ -103,7 +110,8 @@ def test_upstream_gradients(name, params):
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("chunk")
 def test_extreme_logits(name, params, dtype, monkeypatch):
     params = without_noise(name, params)
     logits, target = make_batch((2, 4, 6, 5), dtype, scale=5e3)
@@ -115,6 +123,7 @@ def test_extreme_logits(name, params, dtype, monkeypatch):
 
 
 @every_loss
+@pytest.mark.usefixtures("chunk")
 def test_a_class_that_is_ruled_out(name, params):
     # Logits of -inf: probability 0, no gradient; the others as if the class were not there.
     logits, target = make_batch((2, 4, 6, 5))
@@ -131,6 +140,7 @@ def test_a_class_that_is_ruled_out(name, params):
 
 
 @every_loss
+@pytest.mark.usefixtures("chunk")
 def test_ignored_pixels_may_hold_anything(name, params):
     logits, target = make_batch((2, 4, 6, 5))
     ignored = (target == 255).unsqueeze(1).expand_as(logits)
@@ -146,6 +156,7 @@ def test_ignored_pixels_may_hold_anything(name, params):
 @pytest.mark.parametrize(
     ("name", "params"), [v for v in VARIANTS if not (v[1].get("detach") or "normalize" in v[1])]
 )
+@pytest.mark.usefixtures("chunk")
 def test_gradient_of_the_gradient(name, params):
     logits, target = make_batch((2, 4, 3))
     for reduction in ("mean", "none"):
@@ -155,9 +166,8 @@ def test_gradient_of_the_gradient(name, params):
 
 @every_loss
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chunk", [8, 2**20])
-def test_backward_twice(name, params, dtype, chunk, monkeypatch):
-    monkeypatch.setattr(_core, "CHUNK", chunk)
+@pytest.mark.usefixtures("chunk")
+def test_backward_twice(name, params, dtype):
     logits, target = make_batch((2, 4, 5, 7), dtype)
     value = seeded(build(name, params, reduction="none"), logits, target)
     upstream = torch.randn(target.shape)

@@ -176,6 +176,13 @@ def test_a_second_call_runs_nothing_also_in_a_fresh_clone(place, killed_and_call
         assert code == 0 and "Nothing to be done" in output, output
     assert before == {path: path.read_bytes() for path in records.iterdir()}
     assert not (clone / "runs").exists()
+    # A single run asks for its own data only.
+    more = yaml.safe_load((place / "good.yaml").read_text())
+    camvid = {**more["blocks"][0]["settings"], "dataset": "camvid"}
+    more["blocks"].append({**more["blocks"][0], "settings": camvid})
+    (place / "more.yaml").write_text(yaml.safe_dump(more))
+    (name,) = names(place / "good.yaml").values()
+    assert run_py(place / "more.yaml", "--records", records, "--notebook", name).returncode == 0
     # Another setting is another run.
     longer = write(place / "longer.yaml", without_the_broken(GRID), epochs=5)
     listed = run_py(longer, "--records", records, "--dry-run").stdout
