@@ -879,7 +879,7 @@ def test_chapter_with_other_parameters(name, tmp_path):
         assert float(ours["T = 20"]) > float(ours["T = 5"])
         assert "T = 50" in tables["temperature-miniature"]
         row = tables["temperature-range"]["CamVid"]
-        assert float(row["range, ours"]) > 0 and row["seeds, ours"] == "–"
+        assert float(row["range, ours"]) > 0 and row["scatter, ours"] == "–"
         assert set(tables["temperature-sentences"]) >= {"CamVid, T = 5", "NYUv2, T = 50"}
         assert "two programs for one loss" in output.read_text()
 
