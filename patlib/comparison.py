@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -285,13 +286,12 @@ class Difference:
     @property
     def brief(self) -> str:
         """In percentage points, for a table, such as ``lower: −2.5 (−3.8 to −1.2)``."""
-        return f"{self.word}: {signed(self.mean)} ({signed(self.low)} to {signed(self.high)})"
+        return f"{self.word}: {signed(self.mean)} ({_end(self.low)} to {_end(self.high)})"
 
     def __str__(self) -> str:
         """The difference in words, in percentage points: a sentence without its full stop."""
         seeds = f"{len(self.by_seed)} seeds" if len(self.by_seed) > 1 else "one seed"
-        low, high = signed(self.low), signed(self.high)
-        where = f"95 % interval {low} to {high}, {seeds}"
+        where = f"95 % interval {_end(self.low)} to {_end(self.high)}, {seeds}"
         if self.word == "not distinguishable":
             return (
                 f"{self.method} and {self.reference} are not distinguishable "
@@ -405,6 +405,39 @@ def bootstrap_difference(
     means = [mean_iou(_resample(weights, counts), classes).mean(1) for counts in (first, second)]
     low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
     return float(low), float(high)
+
+
+def chance_range(scores: np.ndarray) -> tuple[float, float]:
+    """How far the means of K settings would lie apart if the setting did nothing.
+
+    Runs of one seed start from the same weights and see the images in the same order: their scores
+    rise and fall together. So a score is taken as setting + seed + rest, and only the rest, which
+    is normal, is chance.
+
+    Args:
+        scores: (K, S), K settings with the same S seeds; both at least 2.
+
+    Returns:
+        The standard deviation of the rest (that of a two-way analysis of variance), and the
+        expected range, largest minus smallest, of K means over S seeds with such a rest (Tippett
+        1925). Both in the unit of the scores.
+
+    Raises:
+        ValueError: fewer than two settings or seeds.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if scores.ndim != 2 or min(scores.shape) < 2:
+        raise ValueError(
+            f"scores of shape {scores.shape} are not allowed: (settings, seeds), two or more each"
+        )
+    settings, seeds = scores.shape
+    rest = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+    scatter = math.sqrt((rest**2).sum() / ((settings - 1) * (seeds - 1)))
+    # E[max - min] = ∫ 1 - Φ(x)^K - (1 - Φ(x))^K dx
+    x = np.linspace(-8, 8, 1601)
+    below = np.array([NormalDist().cdf(value) for value in x])
+    density = 1 - below**settings - (1 - below) ** settings
+    return scatter, float(density.sum() * (x[1] - x[0])) * scatter / math.sqrt(seeds)
 
 
 def _resample(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -534,6 +567,12 @@ def signed(score: float) -> str:
     """A difference in percentage points: ``+1.2``, ``−0.3`` (with a minus sign)."""
     text = f"{100 * score:+.1f}"
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
+
+
+def _end(score: float) -> str:
+    """An end of an interval: :func:`signed`, finer where only that shows on which side of 0."""
+    text = f"{100 * score:+.2f}".replace("-", "−")
+    return text if signed(score) == "0.0" and text[1:] != "0.00" else signed(score)
 
 
 def spread(row: dict) -> str:

@@ -22,6 +22,7 @@ from patlib.comparison import (
     answer,
     bootstrap_difference,
     by_place,
+    chance_range,
     check_bold,
     check_statement,
     choose_candidates,
@@ -237,6 +238,28 @@ def test_bootstrap_refuses_what_does_not_fit():
         bootstrap_difference(table, table, resamples=0)
 
 
+def test_range_by_chance_is_that_of_draws():
+    # By hand: the rest is ±0.5 in each of the four, with one degree of freedom. Two draws of a
+    # normal lie 2 / sqrt(pi) of its deviation apart.
+    scatter, expected = chance_range([[1, 2], [3, 6]])
+    assert scatter == pytest.approx(1, abs=1e-12)
+    assert expected == pytest.approx(2 / math.sqrt(math.pi) / math.sqrt(2), abs=1e-9)
+    # Drawn: what the setting and the seed do is larger than the noise, and is not counted.
+    rng = np.random.default_rng(5)
+    setting, seed = 3 * rng.normal(size=(4, 1)), 5 * rng.normal(size=3)
+    noise = 0.5 * rng.normal(size=(20000, 4, 3))
+    found = np.array([chance_range(setting + seed + n) for n in noise[:2000]])
+    assert np.sqrt((found[:, 0] ** 2).mean()) == pytest.approx(0.5, rel=0.03)
+    ratio = found[:, 1] / found[:, 0]
+    np.testing.assert_allclose(0.5 * ratio, np.ptp(noise.mean(2), axis=1).mean(), rtol=0.02)
+
+
+@pytest.mark.parametrize("scores", [[[1.0, 2.0]], [[1.0], [2.0]], [1.0, 2.0]])
+def test_range_by_chance_needs_two_settings_and_seeds(scores):
+    with pytest.raises(ValueError, match="two or more each"):
+        chance_range(scores)
+
+
 @pytest.mark.parametrize(
     ("by_seed", "low", "high", "word"),
     [
@@ -260,6 +283,10 @@ def test_sentences_and_numbers_in_words():
     expected = "PAT is lower than CE by 2.0 points (95 % interval −3.0 to −1.0, 2 seeds)"
     assert str(difference) == expected
     assert difference.brief == "lower: −2.0 (−3.0 to −1.0)"
+    close = Difference("PAT", "CE", {0: -0.006}, -0.011, -0.0003)
+    assert close.brief == "lower: −0.6 (−1.1 to −0.03)"  # not 0.0, which would not leave out 0
+    assert "−1.1 to −0.03, one seed" in str(close)
+    assert "(0.0 to 0.0)" in Difference("PAT", "CE", {0: 0.0}, 0.0, -0.00004).brief
     assert [signed(v) for v in (0.0123, -0.0123, -0.0001, 0.0)] == ["+1.2", "−1.2", "0.0", "0.0"]
     assert listing(["a"]) == "a" and listing("abc") == "a, b and c"
     row = dict(n=2, planned=3, mean=0.5, std=0.01)
@@ -760,6 +787,14 @@ def test_panels_and_legends_hold_what_was_run(toy):
 
     rows = {"toy": summarize(toy), "none": summarize(r for r in toy if r.cell.method == "CB")}
     assert [axis.get_title() for axis in plot_scores(rows).axes] == ["toy"]
+    far = [dict(row, scores={0: 0.1, 1: 0.9}) for row in rows["toy"]]
+    panels = plot_scores({"toy": rows["toy"], "far": far}).axes
+    spans = [np.ptp(axis.get_xlim()) for axis in panels]  # a point is as wide in each
+    assert spans[0] == pytest.approx(spans[1]) and spans[1] > 80
+    for axis in panels:
+        low, high = axis.get_xlim()
+        drawn = np.concatenate([c.get_offsets()[:, 0] for c in axis.collections])
+        assert low < drawn.min() and drawn.max() < high
     temperatures = {t: {"mIoU": [30.0 + t]} for t in (5.0, 20.0)}
     figure = plot_temperatures({"two": temperatures, "one": {5.0: {"mIoU": [30.0]}}})
     assert [axis.get_title() for axis in figure.axes] == ["two"]

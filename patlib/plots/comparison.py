@@ -184,6 +184,8 @@ def cell_name(address: str) -> str:
 def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (%)"):
     """Every seed a small mark, the mean a large one; the dashed line is the mean of the first row.
 
+    All panels span the same number of points, so that a distance means the same in each.
+
     Args:
         tables: title of a panel -> rows of :func:`patlib.comparison.summarize`, the same methods
             in each; those without a record stay empty, a panel of them is left out.
@@ -203,7 +205,14 @@ def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (
         squeeze=False,
         layout="constrained",
     )
+    scores = {
+        title: 100 * np.concatenate([list(row["scores"].values()) for row in rows])
+        for title, rows in tables.items()
+    }
+    half = 0.54 * max(1, *map(np.ptp, scores.values()))
     for axis, (title, rows) in zip(axes[0], tables.items(), strict=True):
+        middle = (scores[title].min() + scores[title].max()) / 2
+        axis.set_xlim(middle - half, middle + half)
         if rows[0]["n"]:
             axis.axvline(100 * rows[0]["mean"], color="black", linestyle="--", linewidth=0.8)
         for position, row in enumerate(rows):
