@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from scipy import stats
 
 from patlib.comparison import (
     Difference,
     Run,
     answer,
-    bootstrap_difference,
+    bootstrap_differences,
     by_place,
     chance_range,
     check_bold,
@@ -30,6 +31,7 @@ from patlib.comparison import (
     compare,
     describe,
     glance,
+    interval,
     listing,
     load_runs,
     mean_iou,
@@ -143,13 +145,17 @@ def grid_file(tmp_path, methods, seeds=(0, 1, 2), **settings):
 # -- statistics -------------------------------------------------------------------------------
 
 
+def bootstrap_interval(*args, **more):
+    return tuple(np.quantile(bootstrap_differences(*args, **more), [0.025, 0.975]))
+
+
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_bootstrap_is_that_of_metrics_over_resampled_images(block):
     rng = np.random.default_rng(0)
     sides = [random_maps(rng, accuracy=a) for a in (0.7, 0.4)]
     sides = [(labels, sides[0][1]) for labels, _ in sides]
     tables = [count_per_image(*side, 4).numpy()[None] for side in sides]
-    low, high = bootstrap_difference(*tables, resamples=40, block=block, seed=3)
+    found = bootstrap_differences(*tables, resamples=40, block=block, seed=3)
 
     starts = np.random.default_rng(3).integers(7, size=(40, math.ceil(7 / block), 1))[..., 0]
     differences = []
@@ -162,23 +168,23 @@ def test_bootstrap_is_that_of_metrics_over_resampled_images(block):
                 metrics.update(labels[i : i + 1], truth[i : i + 1])
             scores.append(metrics.compute()["miou"])
         differences.append(scores[0] - scores[1])
-    np.testing.assert_allclose([low, high], np.quantile(differences, [0.025, 0.975]), atol=1e-12)
+    np.testing.assert_allclose(found, differences, atol=1e-12)
 
 
 def test_bootstrap_averages_the_runs_and_looks_at_the_classes_asked_for():
     rng = np.random.default_rng(1)
     true = rng.integers(10, 90, (9, 3))
     good, bad = counts(true, true, true), counts(true // 2, true, true)
-    assert bootstrap_difference(good, good) == (0.0, 0.0)
+    assert bootstrap_interval(good, good) == (0.0, 0.0)
     both = np.concatenate([good, bad])
-    whole, half = bootstrap_difference(good, bad), bootstrap_difference(good, both)
+    whole, half = bootstrap_interval(good, bad), bootstrap_interval(good, both)
     np.testing.assert_allclose(half, np.array(whole) / 2, atol=1e-12)
 
     tail_only = true.copy()
     tail_only[:, :2] //= 2  # right on the last class alone
     other = counts(tail_only, true, true)
-    assert bootstrap_difference(other, bad, classes=[0, 1]) == (0.0, 0.0)
-    low, _ = bootstrap_difference(other, bad, classes=[2])
+    assert bootstrap_interval(other, bad, classes=[0, 1]) == (0.0, 0.0)
+    low, _ = bootstrap_interval(other, bad, classes=[2])
     assert low > 0.3
 
 
@@ -186,9 +192,9 @@ def test_better_on_every_image_is_above_zero_and_the_reverse_below():
     rng = np.random.default_rng(2)
     true = rng.integers(20, 200, (30, 5))
     better, worse = (counts((true * share).astype(int), true, true) for share in (0.62, 0.6))
-    low, high = bootstrap_difference(better, worse, block=3)
+    low, high = bootstrap_interval(better, worse, block=3)
     assert 0 < low < high
-    np.testing.assert_allclose(bootstrap_difference(worse, better, block=3), (-high, -low))
+    np.testing.assert_allclose(bootstrap_interval(worse, better, block=3), (-high, -low))
 
 
 def test_blocks_widen_the_interval_where_neighbours_are_alike():
@@ -196,11 +202,11 @@ def test_blocks_widen_the_interval_where_neighbours_are_alike():
     true = np.full((40, 2), 100)
     share = rng.uniform(0.2, 0.9, (40, 1))
     first, second = (true * share).astype(int), np.full((40, 2), 55)
-    single = bootstrap_difference(counts(first, true, true), counts(second, true, true))
+    single = bootstrap_interval(counts(first, true, true), counts(second, true, true))
     # the same forty scenes, each filmed five times
     tables = [counts(*(np.repeat(a, 5, axis=0) for a in (f, true, true))) for f in (first, second)]
-    fooled = bootstrap_difference(*tables)
-    blocks = bootstrap_difference(*tables, block=5)
+    fooled = bootstrap_interval(*tables)
+    blocks = bootstrap_interval(*tables, block=5)
     widths = [high - low for low, high in (single, fooled, blocks)]
     assert widths[1] < 0.6 * widths[0]
     assert 0.75 * widths[0] < widths[2] < 1.25 * widths[0]
@@ -221,21 +227,38 @@ def test_a_class_that_is_nowhere_is_left_out():
     # present in some images only: resampling may lose it, and the mean stays finite
     rare = np.zeros((6, 2), int)
     rare[:, 0], rare[0, 1] = 10, 10
-    low, high = bootstrap_difference(counts(rare, rare, rare), counts(rare // 2, rare, rare))
+    low, high = bootstrap_interval(counts(rare, rare, rare), counts(rare // 2, rare, rare))
     assert math.isfinite(low) and math.isfinite(high)
 
 
 def test_bootstrap_refuses_what_does_not_fit():
     table = np.ones((2, 6, 3, 4), int)
     with pytest.raises(ValueError, match="same images and classes"):
-        bootstrap_difference(table, table[:, :5])
+        bootstrap_interval(table, table[:, :5])
     with pytest.raises(ValueError, match="same images and classes"):
-        bootstrap_difference(table[0], table[0])
+        bootstrap_interval(table[0], table[0])
     for block in (0, 4):
         with pytest.raises(ValueError, match=f"block={block} is not allowed with 6 test images"):
-            bootstrap_difference(table, table, block=block)
+            bootstrap_interval(table, table, block=block)
     with pytest.raises(ValueError, match="resamples=0"):
-        bootstrap_difference(table, table, resamples=0)
+        bootstrap_interval(table, table, resamples=0)
+
+
+def test_interval_over_seeds_and_images():
+    # The one source alone: Student's interval of the seeds, the normal one of the images.
+    values = [0.02, 0.05, 0.03, 0.01]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(interval(values, 0.0), expected, rtol=1e-12)
+    normal = stats.norm(0.1, 0.04).interval(0.95)
+    np.testing.assert_allclose(interval([0.1, 0.1], 0.04**2), normal)
+    np.testing.assert_allclose(interval([0.1], 0.04**2), normal)
+    assert interval([0.0, 0.0], 0.0) == (0.0, 0.0)
+    # Both: it holds the truth in 95 to 98 of 100 studies, however large each is.
+    rng = np.random.default_rng(6)
+    for images, seeds in ((1.0, 0.2), (1.0, 1.0), (0.2, 1.0)):
+        found = images * rng.normal(size=(3000, 1)) + seeds * rng.normal(size=(3000, 3))
+        ends = np.array([interval(row, images**2) for row in found])
+        assert 0.94 < np.mean((ends[:, 0] < 0) & (ends[:, 1] > 0)) < 0.985, (images, seeds)
 
 
 def test_range_by_chance_is_that_of_draws():
@@ -267,14 +290,15 @@ def test_range_by_chance_needs_two_settings_and_seeds(scores):
         ({0: -0.01, 1: -0.02}, -0.03, -0.005, "lower"),
         ({0: 0.01, 1: 0.02}, -0.001, 0.03, "not distinguishable"),
         ({0: 0.01, 1: 0.02}, 0.0, 0.03, "not distinguishable"),  # 0 is not left out
-        ({0: 0.05, 1: -0.01}, 0.01, 0.03, "not distinguishable"),  # the seeds disagree
         ({0: 0.0, 1: 0.0}, 0.0, 0.0, "not distinguishable"),
-        ({0: 0.0004}, 0.0003, 0.0005, "not distinguishable"),  # prints as 0.0 points
+        ({0: 0.0004, 1: 0.0004}, 0.0003, 0.0005, "not distinguishable"),  # prints as 0.0 points
+        ({0: 0.05}, 0.04, 0.06, "not judged"),  # whatever the images say
     ],
 )
 def test_words_follow_from_numbers(by_seed, low, high, word):
     difference = Difference("PAT", "CE", by_seed, low, high)
     assert difference.word == word and word in str(difference)
+    assert difference.judged == (word in ("higher", "lower"))
     assert ("one seed" if len(by_seed) == 1 else "2 seeds") in str(difference)
 
 
@@ -283,10 +307,16 @@ def test_sentences_and_numbers_in_words():
     expected = "PAT is lower than CE by 2.0 points (95 % interval −3.0 to −1.0, 2 seeds)"
     assert str(difference) == expected
     assert difference.brief == "lower: −2.0 (−3.0 to −1.0)"
-    close = Difference("PAT", "CE", {0: -0.006}, -0.011, -0.0003)
+    close = Difference("PAT", "CE", {0: -0.005, 1: -0.007}, -0.011, -0.0003)
     assert close.brief == "lower: −0.6 (−1.1 to −0.03)"  # not 0.0, which would not leave out 0
-    assert "−1.1 to −0.03, one seed" in str(close)
-    assert "(0.0 to 0.0)" in Difference("PAT", "CE", {0: 0.0}, 0.0, -0.00004).brief
+    assert "−1.1 to −0.03, 2 seeds" in str(close)
+    assert "(0.0 to 0.0)" in Difference("PAT", "CE", {0: 0.0, 1: 0.0}, 0.0, -0.00004).brief
+    single = Difference("PAT", "CE", {0: 0.078}, 0.053, 0.102)
+    assert single.brief == "not judged: +7.8 (images alone +5.3 to +10.2)"
+    assert str(single) == (
+        "PAT minus CE is +7.8 points with one seed, not judged (95 % interval over test images "
+        "alone +5.3 to +10.2)"
+    )
     assert [signed(v) for v in (0.0123, -0.0123, -0.0001, 0.0)] == ["+1.2", "−1.2", "0.0", "0.0"]
     assert listing(["a"]) == "a" and listing("abc") == "a, b and c"
     row = dict(n=2, planned=3, mean=0.5, std=0.01)
@@ -411,7 +441,7 @@ def test_glance_names_the_best_and_what_cannot_be_told_from_it(tmp_path):
     (row,) = glance(load_runs(grid, tmp_path), resamples=200)
     assert row["miou"]["equals"] == ["PAT", "CB"] and row["seeds"] == 3
     assert row["miou"]["pat"].word == "higher"
-    assert "PAT and CB are the best, or not distinguishable" in answer([row], "miou")
+    assert "PAT and CB are the best, or not shown to be worse" in answer([row], "miou")
     other = {**row, "miou": {**row["miou"], "best": "CE", "equals": ["CE"]}}
     assert "no loss is the best" in answer([row, other], "miou")
 

@@ -74,9 +74,13 @@ def test_results_of_the_readme_are_those_of_the_records():
         + " | ".join(" to ".join(map(str, sorted({min(n), max(n)}))) for n in seeds.values())
         + " |",
     ]
-    means = {(s["place"], s["method"], i): 100 * s["mean"] for i in (0, 1) for s in scores[i]}
+    texts = {
+        (s["place"], s["method"], i): f"{100 * s['mean']:.1f} ± {100 * s['std']:.1f}"
+        for i in (0, 1)
+        for s in scores[i]
+    }
     for method in by_place(runs)[places[0]]:
-        cells = [f"{means[p, method, 0]:.1f} / {means[p, method, 1]:.1f}" for p in places]
+        cells = [f"{texts[p, method, 0]} / {texts[p, method, 1]}" for p in places]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     expected = "\n".join(lines)
     assert expected in (ROOT / "README.md").read_text(), f"it should say:\n{expected}"

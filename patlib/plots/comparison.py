@@ -157,7 +157,8 @@ def settings_table(name: str, rows: Sequence[dict]) -> str:
             "planned seeds": ", ".join(map(str, row["seeds"])),
             "seeds done": ", ".join(map(str, row["seeds_done"])) or "none",
             "runs done": f"{row['n']} of {row['planned']}",
-            "median run": f"{row['minutes']:.0f} min, {', '.join(row['devices'])}"
+            "median run (other work beside it)": f"{row['minutes']:.0f} min, "
+            f"{', '.join(row['devices'])}"
             if "minutes" in row
             else "",
         }
@@ -232,8 +233,8 @@ def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (
 def plot_differences(tables: Mapping[str, Mapping[str, Sequence[Difference]]]):
     """Differences with their intervals: a row of panels for each data set, a column each score.
 
-    Filled: called higher or lower (:attr:`Difference.word`); open: not distinguishable. Small
-    ticks above: the single seeds.
+    Filled: called higher or lower (:attr:`Difference.judged`); open: not. Small ticks above: the
+    single seeds.
 
     Args:
         tables: title of the row -> title of the panel -> differences, of the same methods; all
@@ -279,7 +280,7 @@ def _plot_difference(axis, position: int, difference: Difference) -> None:
     color, _ = _style(difference.method)
     low, middle, high = (100 * v for v in (difference.low, difference.mean, difference.high))
     axis.hlines(position, low, high, color=color, linewidth=1.8)
-    face = "white" if difference.word == "not distinguishable" else color
+    face = color if difference.judged else "white"
     axis.plot(middle, position, "o", markersize=6, color=color, markerfacecolor=face)
     if len(difference.by_seed) > 1:
         values = 100 * np.array(list(difference.by_seed.values()))
