@@ -667,6 +667,18 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
             assert text == recorded_text("table1", group, method, LABELS[label], "segnet"), key
             checked += 1
     assert checked == 8 * 3 * (3 + 3 + 2)
+    tail = tables["baselines-tail-classes"]
+    assert len(tail) == 3 + 4 + 1
+    for key, row in tail.items():
+        label, name = key.rpartition(" (")[0].split(", ")
+        for method, text in row.items():
+            scores = []
+            for cell in small_grid("table1"):
+                if (cell.method, cell.settings["dataset"]) == (method, LABELS[label]):
+                    result = json.loads((RECORDS / f"{cell.name}.json").read_text())["result"]
+                    scores.append(100 * result["test"]["iou"][result["class_names"].index(name)])
+            assert text == f"{statistics.mean(scores):.1f}", (key, method)
+        assert len(row) == 8
 
 
 def test_stored_numbers_of_the_architectures_are_those_of_the_records():
