@@ -950,10 +950,12 @@ def test_chapter_with_other_parameters(name, tmp_path):
         assert tables["baselines-table1-miou"]["BMS"]["CamVid, ours"] == "not run"
         assert tables["baselines-glance"]["CamVid"]["seeds"] == "not every loss has run"  # BMS
         sentences = output.read_text()
-        assert "PAT is higher than CE" in sentences and "BLV is lower than CE" in sentences
+        assert "PAT minus CE is +" in sentences and "BLV minus CE is −" in sentences
+        assert "is higher than CE" not in sentences  # one seed is not judged
     elif name == "architectures":
         text = tables["architectures-gains"]["SegNet"]["CamVid, ours: all classes"]
-        assert text.startswith("higher: +")
+        assert text.startswith("not judged: +")
+        assert "With SegNet there is one seed" in output.read_text()
         assert tables["architectures-gains"]["U-Net"]["ours: tail"] == "not run"  # seed 0 alone
     else:
         ours = tables["temperature-table3-miou"]["SegNet, CamVid, ours"]
