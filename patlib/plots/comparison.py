@@ -157,8 +157,7 @@ def settings_table(name: str, rows: Sequence[dict]) -> str:
             "planned seeds": ", ".join(map(str, row["seeds"])),
             "seeds done": ", ".join(map(str, row["seeds_done"])) or "none",
             "runs done": f"{row['n']} of {row['planned']}",
-            "median run (other work beside it)": f"{row['minutes']:.0f} min, "
-            f"{', '.join(row['devices'])}"
+            "median wall time": f"{row['minutes']:.0f} min, {', '.join(row['devices'])}"
             if "minutes" in row
             else "",
         }
