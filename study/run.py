@@ -27,8 +27,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run a grid
 
-from patlib.grid import Cell, data_root, load_grid, open_data  # noqa: E402
 from patlib.records import write_whole  # noqa: E402
+from patlib.study.grids import PlannedRun, data_root, load_grid, open_data  # noqa: E402
 
 RECORDS, RUNS = ROOT / "study" / "records" / "runs", ROOT / "runs"
 
@@ -114,7 +114,9 @@ def train_in_notebook(config) -> None:
     )
 
 
-def run(cell: Cell, data: Path | None, runs: Path, records: Path, train=train_directly) -> None:
+def run(
+    cell: PlannedRun, data: Path | None, runs: Path, records: Path, train=train_directly
+) -> None:
     """Train one cell in ``runs/NAME`` and file its record, unless somebody else just did."""
     from patlib.training import IMAGES, RECORD
 

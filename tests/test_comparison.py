@@ -17,7 +17,23 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from scipy import stats
 
-from patlib.comparison import (
+from patlib.data import DATASETS, build_dataset
+from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
+from patlib.plots.comparison import (
+    columns_table,
+    grid_table,
+    plot_class_iou,
+    plot_differences,
+    plot_exponents,
+    plot_predictions,
+    plot_runs,
+    plot_scores,
+    plot_temperatures,
+    plot_validation,
+    small,
+)
+from patlib.records import RunRecord
+from patlib.study.comparison import (
     Difference,
     Run,
     answer,
@@ -43,23 +59,7 @@ from patlib.comparison import (
     summarize,
     to_do,
 )
-from patlib.data import DATASETS, build_dataset
-from patlib.grid import load_grid, read_grid
-from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
-from patlib.plots.comparison import (
-    columns_table,
-    grid_table,
-    plot_class_iou,
-    plot_differences,
-    plot_exponents,
-    plot_predictions,
-    plot_runs,
-    plot_scores,
-    plot_temperatures,
-    plot_validation,
-    small,
-)
-from patlib.records import RunRecord
+from patlib.study.grids import load_grid, read_grid
 
 ROOT = Path(__file__).parents[1]
 GRIDS, RECORDS = ROOT / "study" / "grids", ROOT / "study" / "records" / "runs"

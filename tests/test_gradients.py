@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from patlib import RunConfig, load_model, train
-from patlib.comparison import Run
 from patlib.gradients import (
     class_gradients,
     class_ratio,
@@ -24,10 +23,11 @@ from patlib.gradients import (
     summarise,
     training_states,
 )
-from patlib.grid import Cell
 from patlib.losses import build_loss
 from patlib.models import build_model
 from patlib.records import RunRecord
+from patlib.study.comparison import Run
+from patlib.study.grids import PlannedRun
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "gradients.ipynb"
@@ -306,7 +306,7 @@ def study_says(scores, word):
             params = {"normalize": normalize, "size_exponent": a, "weight": "none"}
             settings = {"dataset": "camvid", "seed": seed, "loss_params": params}
             result = {"validation": {"miou": validation}, "test": {"miou": test}}
-            cell = Cell(f"1/S^{a:g}, {normalize}", settings)
+            cell = PlannedRun(f"1/S^{a:g}, {normalize}", settings)
             runs.append(Run(cell, RunRecord({}, result, {}), ROOT))
     told = {}
     cells = json.loads(NOTEBOOK.read_text())["cells"]

@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patlib import RunConfig, RunRecord, grid
-from patlib.grid import Cell, complete, data_root, load_grid, load_records, read_grid, run_name
+from patlib import RunConfig, RunRecord
+from patlib.study import grids
+from patlib.study.grids import (
+    PlannedRun,
+    complete,
+    data_root,
+    load_grid,
+    load_records,
+    read_grid,
+    run_name,
+)
 
 GRIDS = Path(__file__).parents[1] / "study" / "grids"
 FILES = {path.relative_to(GRIDS).as_posix(): path for path in sorted(GRIDS.rglob("*.yaml"))}
@@ -60,11 +69,11 @@ def test_every_setting_but_the_places_is_in_the_name():
     for setting, value in OTHER.items():
         names.append(run_name(complete({**base, setting: value})))
     assert len(set(names)) == len(names)
-    assert {f.name for f in dataclasses.fields(RunConfig)} == OTHER.keys() | set(grid.ELSEWHERE)
+    assert {f.name for f in dataclasses.fields(RunConfig)} == OTHER.keys() | set(grids.ELSEWHERE)
 
 
 def test_places_and_spelled_out_defaults_are_not_in_the_name(tmp_path):
-    cell = Cell("PAT", complete({**TINY, "loss": "pat"}))
+    cell = PlannedRun("PAT", complete({**TINY, "loss": "pat"}))
     config = cell.config(None, tmp_path, device="cpu")
     assert config.output_dir == str(tmp_path)
     assert run_name(config.identity()) == cell.name
@@ -73,9 +82,9 @@ def test_places_and_spelled_out_defaults_are_not_in_the_name(tmp_path):
 
 
 def test_the_version_of_the_results_is_in_the_name(monkeypatch):
-    cell = Cell("CE", complete({**TINY, "loss": "ce"}))
+    cell = PlannedRun("CE", complete({**TINY, "loss": "ce"}))
     before = cell.name
-    monkeypatch.setattr(grid, "RESULTS_VERSION", grid.RESULTS_VERSION + 1)
+    monkeypatch.setattr(grids, "RESULTS_VERSION", grids.RESULTS_VERSION + 1)
     assert cell.name != before
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from patlib import RunConfig, RunRecord
-from patlib.comparison import by_place, load_runs, summarize
-from patlib.grid import run_name
+from patlib.study.comparison import by_place, load_runs, summarize
+from patlib.study.grids import run_name
 
 ROOT = Path(__file__).parents[1]
 

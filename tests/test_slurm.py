@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patlib.grid import load_grid
+from patlib.study.grids import load_grid
 
 ROOT = Path(__file__).parents[1]
 ONE_NODE = ROOT / "study" / "slurm" / "one_node.sh"

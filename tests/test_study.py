@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from patlib.grid import load_grid
+from patlib.study.grids import load_grid
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "study" / "run.py"

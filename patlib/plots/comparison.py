@@ -11,7 +11,10 @@ import PIL.Image
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from patlib.comparison import (
+from patlib.data import SegmentationDataset
+from patlib.metrics import class_groups
+from patlib.plots.colors import METHODS, class_colors, label_colors
+from patlib.study.comparison import (
     DATASET_LABELS,
     MODEL_LABELS,
     Difference,
@@ -24,9 +27,6 @@ from patlib.comparison import (
     summarize,
     to_do,
 )
-from patlib.data import SegmentationDataset
-from patlib.metrics import class_groups
-from patlib.plots.colors import METHODS, class_colors, label_colors
 
 _STYLES = {label: (color, marker) for label, color, marker in METHODS.values()}
 _LINES = ("-", "--", "-.", ":")
@@ -45,7 +45,7 @@ def html_table(name: str, header: Sequence, rows: Sequence[Sequence], note: str 
         name: of the table.
         header: the titles of the columns.
         rows: the cells.
-        note: what stands below, such as :func:`patlib.comparison.seeds_note`.
+        note: what stands below, such as :func:`patlib.study.comparison.seeds_note`.
     """
 
     def line(tag, row):
@@ -64,7 +64,7 @@ def small(figure, missing: tuple[str, str] | None = None, colors: int = 256):
 
     Args:
         figure: None if there was nothing to draw.
-        missing: what is printed then, from :func:`patlib.comparison.to_do`. The book makes a
+        missing: what is printed then, from :func:`patlib.study.comparison.to_do`. The book makes a
             numbered figure of what a cell shows, not of what it prints.
         colors: at most so many.
     """
@@ -106,7 +106,7 @@ def columns_table(
 
 
 def missing_html(missing: tuple[str, str]) -> str:
-    """What :func:`patlib.comparison.to_do` says, as a paragraph."""
+    """What :func:`patlib.study.comparison.to_do` says, as a paragraph."""
     sentence, command = missing
     return f"<p>{sentence}: <code>{command}</code></p>"
 
@@ -122,7 +122,7 @@ def grid_table(
 
     Args:
         name: of the table.
-        grid, records, seeds: of :func:`patlib.comparison.load_runs`.
+        grid, records, seeds: of :func:`patlib.study.comparison.load_runs`.
         metrics: score -> its title.
     """
     columns, tables = {}, {}
@@ -140,7 +140,7 @@ def grid_table(
 
 
 def settings_table(name: str, rows: Sequence[dict]) -> str:
-    """What was run: a column for each of the rows of :func:`patlib.comparison.describe`."""
+    """What was run: a column for each of the rows of :func:`patlib.study.comparison.describe`."""
     columns = {}
     for row in rows:
         settings = row["settings"]
@@ -187,8 +187,8 @@ def plot_scores(tables: Mapping[str, Sequence[dict]], xlabel: str = "test mIoU (
     All panels span the same number of points, so that a distance means the same in each.
 
     Args:
-        tables: title of a panel -> rows of :func:`patlib.comparison.summarize`, the same methods
-            in each; those without a record stay empty, a panel of them is left out.
+        tables: title of a panel -> rows of :func:`patlib.study.comparison.summarize`, the same
+            methods in each; those without a record stay empty, a panel of them is left out.
 
     Returns:
         The figure, or None if nothing was run.

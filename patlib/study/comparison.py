@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import integrate, stats
 
-from patlib.grid import Cell, load_grid, load_records
 from patlib.metrics import class_groups
 from patlib.records import RunRecord
+from patlib.study.grids import PlannedRun, load_grid, load_records
 
 # Labels of the data sets and networks in tables and figures.
 DATASET_LABELS = {
@@ -36,7 +36,7 @@ MODEL_LABELS = {
     "unetplusplus": "U-Net++",
 }
 GROUPS = ("head", "mid", "tail")
-ROOT = Path(__file__).parents[1]  # of the repository, where commands are run
+ROOT = Path(__file__).parents[2]  # of the repository, where commands are run
 
 
 class Place(NamedTuple):
@@ -65,7 +65,7 @@ class Run:
         folder: of the records.
     """
 
-    cell: Cell
+    cell: PlannedRun
     record: RunRecord | None
     folder: Path
 
@@ -158,7 +158,7 @@ def choose_candidates(runs: Iterable[Run]) -> list[Run]:
     return kept
 
 
-def chosen_settings(run: Run, cells: Iterable[Cell]) -> str:
+def chosen_settings(run: Run, cells: Iterable[PlannedRun]) -> str:
     """What a tuned method chose: the settings of a run that differ between the candidates.
 
     Args:

@@ -18,7 +18,7 @@ ELSEWHERE = ("data_root", "output_dir", "device", "devices")
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of a grid.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cell:
         )
 
 
-def load_grid(path: str | Path) -> list[Cell]:
+def load_grid(path: str | Path) -> list[PlannedRun]:
     """The cells of a grid file; see :func:`read_grid`. Errors name the file."""
     try:
         return read_grid(yaml.safe_load(Path(path).read_text()))
@@ -53,7 +53,7 @@ def load_grid(path: str | Path) -> list[Cell]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_grid(grid: Mapping) -> list[Cell]:
+def read_grid(grid: Mapping) -> list[PlannedRun]:
     """The cells of a grid.
 
     A grid is a list of ``blocks``, each with ``settings`` (of RunConfig, shared by its runs),
@@ -86,7 +86,7 @@ def read_grid(grid: Mapping) -> list[Cell]:
                     settings = complete({**block["settings"], **choice, "seed": seed})
                 except ValueError as error:
                     raise ValueError(f"{where}, method {method!r}: {error}") from error
-                cells.append(Cell(method, settings, candidate))
+                cells.append(PlannedRun(method, settings, candidate))
     return cells
 
 
@@ -123,7 +123,7 @@ def run_name(settings: Mapping) -> str:
     )
 
 
-def load_records(cells: list[Cell], folder: str | Path) -> dict[str, RunRecord]:
+def load_records(cells: list[PlannedRun], folder: str | Path) -> dict[str, RunRecord]:
     """The records of those cells that were run: name -> record."""
     paths = {cell.name: Path(folder) / f"{cell.name}.json" for cell in cells}
     return {name: RunRecord.load(path) for name, path in paths.items() if path.is_file()}
@@ -141,7 +141,7 @@ def data_root(dataset: str, data: str | Path | None) -> Path | None:
     return Path(data) if dataset == "oxford_pet" else Path(data) / dataset
 
 
-def open_data(cells: Iterable[Cell], data: str | Path | None) -> None:
+def open_data(cells: Iterable[PlannedRun], data: str | Path | None) -> None:
     """Open the data sets of these runs, each once, to see whether they are there and complete.
 
     Raises:
