@@ -11,6 +11,7 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from patlib.study.comparison import Run
 from torch import nn
 
 from patlib import RunConfig, load_model, train
@@ -26,7 +27,6 @@ from patlib.gradients import (
 from patlib.losses import build_loss
 from patlib.models import build_model
 from patlib.records import RunRecord
-from patlib.study.comparison import Run
 from patlib.study.grids import PlannedRun
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patlib.study.comparison import by_place, load_runs, summarize
 
 from patlib import RunConfig, RunRecord
-from patlib.study.comparison import by_place, load_runs, summarize
 from patlib.study.grids import run_name
 
 ROOT = Path(__file__).parents[1]
