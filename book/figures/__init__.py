@@ -4,11 +4,14 @@ The figures and statistics of a single chapter are in the module of its name. A 
 cell puts ``book`` on ``sys.path``, so that it can ``import figures``.
 """
 
+import importlib.util
+import inspect
 import io
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,6 +20,7 @@ import yaml
 from IPython.display import HTML, Image
 from myst_nb import glue
 
+from patlib.models import MODELS
 from patlib.study.runs import (
     MODEL_LABELS,
     Run,
@@ -46,6 +50,21 @@ def records_folder(records: str | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"records must be an existing folder, got {records!r}")
     return folder
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of this repository as a module, such as ``benchmarks/common.py``."""
+    name = path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small_model(name: str) -> dict:
+    """Parameters of a demonstration: ``width`` 8 and ``stages`` 4 where the network has them."""
+    has = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
+    return {param: value for param, value in (("width", 8), ("stages", 4)) if param in has}
 
 
 def load_paper() -> dict:

@@ -1,11 +1,17 @@
-"""What the losses cost: the figures of the benchmarks' records (benchmarks/records)."""
+"""What the losses cost: figures and tables of the benchmarks' records (benchmarks/records)."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
+from figures import ROOT, load_script, table
+from patlib.losses import LOSSES
 from patlib.plots.colors import METHODS
+
+common = load_script("benchmarks/common.py")
 
 # Beside the eight losses: PyTorch's cross-entropy, and two formulas on one-hot tensors.
 IMPLEMENTATIONS = {
@@ -27,7 +33,7 @@ def plot_time_memory(rows: Sequence[Mapping]):
 
     A spread is a dict of ``median``, ``q1``, ``q3`` and ``n``; lines reach from q1 to q3.
     """
-    panels = _groups(rows, "data_set")
+    panels = by_key(rows, "data_set")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(9.0, 3.6), squeeze=False, layout="constrained"
     )
@@ -61,7 +67,7 @@ def plot_figure6_quantities(rows: Sequence[Mapping], device_use: str):
             not measured).
         device_use: what is meant by it: the label of its axis.
     """
-    groups = _groups(rows, "data_set")
+    groups = by_key(rows, "data_set")
     names = list(dict.fromkeys(row["loss"] for row in rows))
     figure, axes = plt.subplots(
         len(groups),
@@ -102,7 +108,7 @@ def plot_loss_only(rows: Sequence[Mapping]):
         rows: ``results`` of a record of ``benchmarks/losses.py``: ``shape``, ``dtype``, ``loss``,
             ``ratio_to_F.cross_entropy`` (a spread) and ``peak_bytes``.
     """
-    shapes = _groups([row | {"key": tuple(row["shape"])} for row in rows], "key")
+    shapes = by_key([row | {"key": tuple(row["shape"])} for row in rows], "key")
     names = [name for name in dict.fromkeys(r["loss"] for r in rows) if name != "F.cross_entropy"]
     figure, axes = plt.subplots(
         2,
@@ -167,7 +173,8 @@ def plot_training_cost(losses: Sequence[Mapping], epochs: Sequence[Mapping]):
     return figure
 
 
-def _groups(rows: Sequence[Mapping], key: str) -> dict:
+def by_key(rows: Sequence[Mapping], key: str) -> dict:
+    """The rows of a record with the same value of a key, together."""
     groups: dict = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
@@ -217,3 +224,140 @@ def _name_rows(axes, names: Sequence[str]) -> None:
 def _legend(rows: Sequence[Mapping]) -> list[Line2D]:
     names = dict.fromkeys(row["loss"] for row in rows)
     return [Line2D([], [], label=LOOKS[name][0], **_style(name)) for name in names]
+
+
+def read_record(name: str, records: str | None, required: bool = True) -> dict | None:
+    """A record of the benchmarks, from ``records`` or else from benchmarks/records."""
+    folder = Path(records).expanduser() if records else ROOT / "benchmarks" / "records"
+    path = folder / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    if required:
+        raise FileNotFoundError(f"records: {folder} has no {path.name}; make bench writes it")
+    return None
+
+
+def by_data_set(record: Mapping) -> dict[str, dict[str, Mapping]]:
+    """Results of ``benchmarks/figure6.py``: data set -> loss -> its row."""
+    groups = by_key(record["results"], "data_set")
+    return {name: {row["loss"]: row for row in rows} for name, rows in groups.items()}
+
+
+def measured(rows: Mapping) -> list[str]:
+    """The losses of ``LOSSES`` that were measured; a new one is not until `make bench` runs."""
+    return [loss for loss in LOSSES if loss in rows]
+
+
+SAME_WORK = ("focal", "cb", "cb_focal")  # as PAT: cross-entropy times one number a pixel
+
+
+def noise(rows: Mapping[str, Mapping]) -> float:
+    """The largest deviation from 1 of the quartiles of ratios to CE that should be 1.
+
+    These are the ratios of losses that do the same work as CE.
+    """
+    ratios = [rows[loss]["ratio_to_ce"] for loss in SAME_WORK]
+    return max(abs(ratio[end] - 1) for ratio in ratios for end in ("q1", "q3"))
+
+
+def verdict(ratio: Mapping, noise: float) -> str:
+    """What follows from a ratio of times."""
+    if ratio["n"] < 5:
+        return "too few repetitions"
+    if ratio["q1"] > 1 + noise:
+        return "slower"
+    return "faster" if ratio["q3"] < 1 - noise else "no difference"
+
+
+def quartiles(ratio: Mapping) -> str:
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+
+
+def judged(ratio: Mapping, noise: float) -> str:
+    return f"{quartiles(ratio)}, {verdict(ratio, noise)}"
+
+
+def plus_minus(noise: float) -> str:
+    return f"±{100 * noise:.0f} %"
+
+
+def formula_table(name: str, data_sets: Mapping):
+    """Time of a training step of PAT by that of cross-entropy, each written in the two ways."""
+    kinds = {
+        "PAT to CE, both patlib": ("pat", "ratio_to_ce"),
+        "PAT to CE, both one-hot": ("pat, one-hot", "ratio_to_ce, one-hot"),
+        "PAT, patlib, to F.cross_entropy": ("pat", "ratio_to_F.cross_entropy"),
+        "PAT, one-hot, to F.cross_entropy": ("pat, one-hot", "ratio_to_F.cross_entropy"),
+    }
+    rows = []
+    for title, losses in data_sets.items():
+        deviation = noise(losses)
+        cells = (judged(losses[loss][ratio], deviation) for loss, ratio in kinds.values())
+        rows.append([title, *cells, plus_minus(deviation)])
+    return table(name, ["time of a training step", *kinds, "noise"], rows)
+
+
+def memory_table(name: str, data_sets: Mapping):
+    """Peak memory of a training step, and its ratios between losses."""
+    pairs = {
+        "PAT / CE": ("pat", "ce"),
+        "PAT / Focal": ("pat", "focal"),
+        "BLV / PAT": ("blv", "pat"),
+        "LDAM / PAT": ("ldam", "pat"),
+        "PAT / CE, one-hot": ("pat, one-hot", "ce, one-hot"),
+        "PAT, one-hot / F.cross_entropy": ("pat, one-hot", "F.cross_entropy"),
+    }
+    rows = []
+    for title, losses in data_sets.items():
+        peak = {loss: row["peak_bytes"] for loss, row in losses.items()}
+        known = [peak[loss] for loss in measured(peak)]
+        ends = dict.fromkeys(f"{end / 1e6:.0f}" for end in (min(known), max(known)))
+        ratios = (f"{peak[a] / peak[b]:.3f}" for a, b in pairs.values())
+        rows.append([title, " to ".join(ends), *ratios])
+    return table(name, ["peak memory of a step", "the eight losses (MB)", *pairs], rows)
+
+
+def statements_table(name: str, data_sets: Mapping, where: str):
+    """The paper's statements on cost beside what the records say."""
+    city, pet, nyu = (data_sets[n] for n in ("Cityscapes", "Oxford-IIIT Pet", "NYUv2"))
+    used, use = "not measured", {loss: city[loss]["device_use"] for loss in measured(city)}
+    if all(use.values()):
+        medians = {loss: 100 * u["median"] for loss, u in use.items()}
+        ahead = {METHODS[loss][0]: value - medians["pat"] for loss, value in medians.items()}
+        below = [name for name, points in ahead.items() if points <= -1]
+        above = [name for name, points in ahead.items() if points >= 1]
+        used = (
+            f"PAT {medians['pat']:.1f} %, CE {medians['ce']:.1f} %; all eight "
+            f"{min(medians.values()):.1f} to {max(medians.values()):.1f} %; "
+            f"a point or more below PAT: {', '.join(below) or 'none'}; "
+            f"above: {', '.join(above) or 'none'}"
+        )
+    step = {loss: city[loss]["step_seconds"]["median"] for loss in measured(city)}
+    first, deviation = min(step, key=step.get), noise(city)
+    least = f"least median: {METHODS[first][0]}"
+    least += f", CE {step['ce'] / step[first]:.2f} times it" if first != "ce" else ""
+    least += f"; PAT to CE {judged(city['pat']['ratio_to_ce'], deviation)}"
+    least += f"; noise {plus_minus(deviation)}"
+
+    def more(losses, a, b):
+        ratio = losses[a]["peak_bytes"] / losses[b]["peak_bytes"]
+        rounded = round(100 * (ratio - 1), 1) + 0.0  # no -0.0
+        return f"{METHODS[a][0]} to {METHODS[b][0]} {rounded:+.1f} %"
+
+    others = [
+        f"{title}: {more(losses, 'blv', 'pat')}, {more(losses, 'ldam', 'pat')}"
+        for title, losses in (("Oxford-IIIT Pet", pet), ("NYUv2", nyu))
+    ]
+    pats = [
+        f"{title}: {more(losses, 'pat', 'ce')}, {more(losses, 'pat', 'focal')}"
+        for title, losses in data_sets.items()
+    ]
+    gigabytes = "BLV and LDAM acquire nearly 17 GB and 20 GB, PAT roughly 15 GB: "
+    gigabytes += " and ".join(f"{100 * (other / 15 - 1):+.0f} %" for other in (17, 20))
+    rows = [
+        [gigabytes, "; ".join(others)],
+        ["Cityscapes: PAT is among the three lowest in GPU use, with CE", used],
+        ["Cityscapes: CE takes the least time", least],
+        ["PAT needs much more memory than CE and Focal", "; ".join(pats)],
+    ]
+    return table(name, ["the paper, on a GPU", where], rows)
