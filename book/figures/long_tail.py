@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.ticker import PercentFormatter
 
 from patlib.metrics import class_groups
@@ -66,6 +68,26 @@ def size_ratios(sizes: np.ndarray) -> np.ndarray:
     some = (sizes > 0).any(1)
     ratios[some] = np.nanmax(present[some], 1) / np.nanmin(present[some], 1)
     return ratios
+
+
+def describe_images(sizes: np.ndarray) -> pd.DataFrame:
+    """A row for each image with a valid pixel.
+
+    Columns ``classes`` (in it), ``two`` (share of the two largest), ``smallest`` (share of the
+    smallest), ``pixels`` (of the smallest) and ``ratio`` (:func:`size_ratios`).
+    """
+    sizes = sizes[sizes.any(1)]
+    total = sizes.sum(1)
+    smallest = np.where(sizes > 0, sizes, sizes.max() + 1).min(1)
+    return pd.DataFrame(
+        dict(
+            classes=(sizes > 0).sum(1),
+            two=np.sort(sizes, 1)[:, -2:].sum(1) / total,
+            smallest=smallest / total,
+            pixels=smallest,
+            ratio=size_ratios(sizes),
+        )
+    )
 
 
 def weight_shares(sizes: np.ndarray, exponent: float) -> np.ndarray:
@@ -258,22 +280,22 @@ def plot_weight_shares(splits: Mapping[str, Mapping]):
 
 
 def plot_size_ratios(sizes: Mapping[str, np.ndarray], marked: tuple[float, float] | None = None):
-    """In which share of the images the largest class is at most x times the smallest.
+    """Cumulative distribution of the ratio of the largest to the smallest class of an image.
 
     Args:
         sizes: title -> sizes (N, L), at most five.
         marked: two values of x between which to shade.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    styles = (("#1b1b1b", "-"), ("#cc3311", "--"), ("#005f9e", "-."), ("#999933", ":"))
-    styles += (("#767676", (0, (6, 1, 1, 1, 1, 1))),)
-    if len(sizes) > len(styles):
-        raise ValueError(f"sizes: at most {len(styles)} curves, got {len(sizes)}")
-    for (title, of), (color, linestyle) in zip(sizes.items(), styles, strict=False):
+    colors = ("#1b1b1b", "#cc3311", "#005f9e", "#999933", "#767676")
+    dashes = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+    if len(sizes) > len(colors):
+        raise ValueError(f"sizes: at most {len(colors)} curves, got {len(sizes)}")
+    for (title, of), color, linestyle in zip(sizes.items(), colors, dashes, strict=False):
         ratios = size_ratios(of)
-        ratios = np.sort(ratios[np.isfinite(ratios)])
-        share = np.arange(1, len(ratios) + 1) / len(ratios)
-        axis.step(ratios, share, where="post", color=color, linestyle=linestyle, label=title)
+        sns.ecdfplot(
+            ratios[np.isfinite(ratios)], color=color, linestyle=linestyle, label=title, ax=axis
+        )
     if marked:
         axis.axvspan(*marked, color="#ddaa33", alpha=0.5, label="Fig. 2a: road, vegetation / car")
     axis.set(xscale="log", xlabel="largest / smallest class of an image (pixels, log scale)")
