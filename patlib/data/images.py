@@ -1,6 +1,9 @@
-"""Read image and mask files. Training and prediction read images by the same function."""
+"""Read and resize images and masks. Training and prediction read images by the same function."""
 
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -45,6 +48,27 @@ def open_mask(file: str | Path) -> np.ndarray:
         FileNotFoundError, ValueError: as in :func:`open_image`.
     """
     return np.asarray(_decode(file))
+
+
+def resize(
+    image: Image.Image, mask: np.ndarray, image_size: tuple[int, int]
+) -> tuple[Image.Image, np.ndarray]:
+    """Resize an image (bilinear, antialiased) and its mask (nearest neighbour) to (H, W)."""
+    height, width = image_size
+    # Nearest neighbour: the pixel under the centre of each new one, in whole numbers.
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image, mask[np.ix_(rows, columns)]
+
+
+def check_image_size(image_size: Any) -> tuple[int, int]:
+    """Return ``image_size`` as a tuple if it is (H, W), two integers >= 32."""
+    size = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in size)
+    if len(size) != 2 or not whole or min(size) < 32:
+        raise ValueError(f"image_size must be (H, W), two integers >= 32, got {image_size!r}")
+    return int(size[0]), int(size[1])
 
 
 def _decode(source: str | Path | Image.Image) -> Image.Image:
