@@ -111,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for argument in chosen.root:
         name, _, root = argument.partition("=")
         if name not in COUNTED or not root:
-            parser.error(f"--root must be NAME=PATH, NAME one of {', '.join(COUNTED)}, got {argument!r}")
+            parser.error(
+                f"--root must be NAME=PATH, NAME one of {', '.join(COUNTED)}, got {argument!r}"
+            )
         try:
             found[name] = {split: build_dataset(name, root, split) for split in SPLITS}
         except (OSError, ValueError) as error:

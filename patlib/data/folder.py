@@ -47,7 +47,8 @@ class Folder(SegmentationDataset):
     default_size = None
     layout = (
         "Expected in data_root:\n"
-        f"  images/a.jpg   or images/train/a.jpg ...  ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})\n"
+        "  images/a.jpg   or images/train/a.jpg ...  "
+        f"({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})\n"
         "  masks/a.png    or masks/train/a.png ...   (train, test, and perhaps validation)\n"
         "  classes.yaml   classes: [road, car]       what the mask values 0, 1, ... mean, or\n"
         "                 classes: {7: road, 26: car}\n"
