@@ -11,7 +11,7 @@ from torch import nn
 
 from patlib.checks import check_choice, check_parameters
 from patlib.models.attention_unet import AttentionGate, AttentionUNet
-from patlib.models.encoder_unet import ENCODERS
+from patlib.models.encoder_unet import ENCODERS, EncoderUNet
 from patlib.models.segnet import SegNet
 from patlib.models.unet import UNet
 from patlib.models.unetplusplus import UNetPlusPlus
@@ -27,6 +27,7 @@ __all__ = [
     "ENCODERS",
     "MODELS",
     "AttentionGate",
+    "EncoderUNet",
     "build_model",
     *(model.__name__ for model in MODELS.values()),
 ]

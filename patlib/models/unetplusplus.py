@@ -7,7 +7,7 @@ class UNetPlusPlus(EncoderUNet):
     """UNet++ (Zhou et al., DLMIA 2018), ``UnetPlusPlus`` of segmentation-models-pytorch.
 
     Deep supervision is off. Arguments, shapes and errors:
-    :class:`patlib.models.encoder_unet.EncoderUNet`.
+    :class:`patlib.models.EncoderUNet`.
     """
 
     label = "U-Net++"
