@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from patlib.checks import check_choice
 from patlib.data import DATASETS, SegmentationDataset, Synthetic, check_data_params
-from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES, check_choice, check_image_size
+from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES
+from patlib.data.images import check_image_size
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
 

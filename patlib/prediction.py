@@ -46,7 +46,7 @@ def load_model(checkpoint: str | Path) -> tuple[nn.Module, dict]:
     content = read_checkpoint(path)
     config = content["config"]
     # The weights come from the checkpoint: nothing is downloaded to be overwritten.
-    params = {k: v for k, v in config["model_params"].items() if k != "pretrained"}
+    params = {k: v for k, v in config["model_params"].items() if k != "encoder_weights"}
     model = build_model(config["model"], len(content["class_names"]), **params)
     model.load_state_dict(content.pop("model"))
     return model.eval().to(memory_format=torch.channels_last), content

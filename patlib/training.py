@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from patlib.config import RunConfig
-from patlib.data import Arrays, build_dataset, count_classes, load_arrays
+from patlib.data import DecodedSplit, build_dataset, count_classes, load_arrays
 from patlib.losses import build_loss
 from patlib.metrics import SegmentationMetrics, count_per_image
 from patlib.models import build_model
@@ -199,7 +199,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
 class Images:
     """A split as uint8 tensors, on the device if they fit in half of its free memory."""
 
-    def __init__(self, arrays: Arrays, device: torch.device):
+    def __init__(self, arrays: DecodedSplit, device: torch.device):
         self.device = device
         images, masks = (torch.from_numpy(a) for a in (arrays.images, arrays.masks))
         if device.type == "cuda":

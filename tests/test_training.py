@@ -12,7 +12,7 @@ from PIL import Image
 
 import patlib.training
 from patlib import RunConfig, RunRecord, load_model, predict, train
-from patlib.data import Arrays, build_dataset, count_classes, load_arrays
+from patlib.data import DecodedSplit, build_dataset, count_classes, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import SegmentationMetrics
 from patlib.training import Images, cosine, evaluate
@@ -205,7 +205,7 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     masks = rng.integers(0, 256, (6, 32, 32), dtype=np.uint8)
-    split = Images(Arrays(images, masks, None, ""), torch.device("cpu"))
+    split = Images(DecodedSplit(images, masks, None, ""), torch.device("cpu"))
 
     def epoch(number, **fields):
         batches = split.shuffled_batches(with_fields(config, **fields), number, 0)
@@ -232,7 +232,7 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
 
 def test_two_ranks_share_the_batches_of_one(config):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    split = Images(Arrays(images, images[..., 0], None, ""), torch.device("cpu"))
+    split = Images(DecodedSplit(images, images[..., 0], None, ""), torch.device("cpu"))
     one = list(split.shuffled_batches(config, 0, 0))
     parts = [list(split.shuffled_batches(with_fields(config, devices=2), 0, r)) for r in (0, 1)]
     for whole, a, b in zip(one, *parts, strict=True):
