@@ -68,7 +68,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
     arrays = {split: load_arrays(dataset, progress=bar) for split, dataset in datasets.items()}
     fingerprints = {split: part.fingerprint for split, part in arrays.items()}
     identity = {
-        **config.identity(),
+        **config.settings(),
         "results_version": RESULTS_VERSION,
         "data": fingerprints,
     }
@@ -169,7 +169,7 @@ def _train(fabric: Fabric, settings: dict, progress: bool) -> None:
         "results_version": RESULTS_VERSION,
     }
     record = RunRecord(
-        config=config.identity(),
+        config=config.settings(),
         result=result,
         provenance={
             "seed": config.seed,
