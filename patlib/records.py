@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +20,9 @@ from patlib.config import SCHEMA, complete_settings
 # Raise by hand when a change makes earlier results wrong; nothing else than this number and the
 # settings outdates a record.
 RESULTS_VERSION = 1
+
+#: the files that :func:`patlib.train` leaves in the folder of a run
+CHECKPOINT, LOG, RECORD, IMAGES = "last.ckpt", "log.csv", "record.json", "test_images.npz"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,35 @@ class RunRecord:
                     split[name] = math.nan
         record.result.update(test=scores[0], validation=scores[1])
         return record
+
+    def run(self) -> dict[str, Any]:
+        """What tells the run from others: its settings, the version of its results, its data."""
+        return run_and_data(
+            self.config, self.provenance.get("data"), self.result.get("results_version")
+        )
+
+
+def run_and_data(
+    settings: Mapping[str, Any], data: Mapping[str, str] | None, version: int = RESULTS_VERSION
+) -> dict[str, Any]:
+    """What tells a run from others: its settings, the version of its results, its data.
+
+    Args:
+        settings: see :meth:`patlib.RunConfig.settings`.
+        data: fingerprint of each split.
+        version: of the results.
+    """
+    return {**settings, "results_version": version, "data": data}
+
+
+def different_settings(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Which settings of two runs differ (see :func:`run_and_data`); empty if none does."""
+    here, there = complete_settings(here), complete_settings(there)
+    return ", ".join(
+        f"{name} ({there.get(name)!r} there, {value!r} here)"
+        for name, value in here.items()
+        if there.get(name) != value
+    )
 
 
 def format_json(content: Any) -> str:
