@@ -11,9 +11,10 @@ try:
 except PackageNotFoundError:  # a clone that is not installed
     __version__ = "not installed"
 
-__all__ = ["RunConfig", "RunRecord", "load_model", "predict", "train"]
+__all__ = ["Predictor", "RunConfig", "RunRecord", "load_model", "predict", "train"]
 
 _HOME = {
+    "Predictor": "patlib.prediction",
     "RunConfig": "patlib.config",
     "RunRecord": "patlib.records",
     "load_model": "patlib.prediction",

@@ -45,7 +45,7 @@ WHOLE = 24  # of them, those that are followed through the whole network
 def describe(config: RunConfig, runs: Path | None) -> dict:
     """The states of one run, measured: epochs done -> summary."""
     stages = [0, config.epochs // 2, config.epochs]
-    finished = runs and runs / run_name(config.identity())
+    finished = runs and runs / run_name(config.settings())
     if finished and (finished / RUN_RECORD).is_file():
         last = (stages.pop(), load_model(finished)[0])
         states = list(chain(training_states(config, stages), [last]))
@@ -78,7 +78,7 @@ def main() -> None:
         started = time.perf_counter()
         entry["class_names"] = list(build_dataset(name, root).class_names)
         entry["methods"][method] = {
-            "config": config.identity(),
+            "config": config.settings(),
             "states": describe(config, chosen.runs),
             "provenance": {
                 **provenance(torch.device("cpu")),
