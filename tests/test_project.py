@@ -9,11 +9,10 @@ from pathlib import Path
 
 import yaml
 
-
 from patlib import RunConfig, RunRecord
 from patlib.config import SCHEMA_DEFAULTS
-
 from patlib.study.grids import run_name
+from patlib.study.runs import by_benchmark, load_runs, summarize
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,23 +65,20 @@ def test_python_of_the_readme_is_valid_and_its_files_exist():
 
 def test_results_of_the_readme_are_those_of_the_records():
     runs = load_runs(ROOT / "study/grids/small/table1.yaml", ROOT / "study/records/runs")
-    scores = [summarize(runs, metric) for metric in ("miou", "tail")]
-    places = list(by_place(runs))
-    seeds = {place: [s["n"] for s in scores[0] if s["place"] == place] for place in places}
+    benchmarks = by_benchmark(runs)
+    tables = [[summarize(m, metric) for metric in ("miou", "tail")] for m in benchmarks.values()]
     lines = [
-        "| mIoU / tail IoU (%) | " + " | ".join(str(place) for place in places) + " |",
-        "|---|" + "---|" * len(places),
-        "| seeds | "
-        + " | ".join(" to ".join(map(str, sorted({min(n), max(n)}))) for n in seeds.values())
-        + " |",
+        "| mIoU / tail IoU (%) | " + " | ".join(map(str, benchmarks)) + " |",
+        "|---|" + "---|" * len(benchmarks),
+        "| seeds | " + " | ".join(f"{'/'.join(map(str, set(t.n)))}" for t, _ in tables) + " |",
     ]
-    texts = {
-        (s["place"], s["method"], i): f"{100 * s['mean']:.1f} ± {100 * s['std']:.1f}"
-        for i in (0, 1)
-        for s in scores[i]
-    }
-    for method in by_place(runs)[places[0]]:
-        cells = [f"{texts[p, method, 0]} / {texts[p, method, 1]}" for p in places]
+    for method in tables[0][0].index:
+        cells = [
+            " / ".join(
+                f"{100 * t['mean'][method]:.1f} ± {100 * t['std'][method]:.1f}" for t in pair
+            )
+            for pair in tables
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     expected = "\n".join(lines)
     assert expected in (ROOT / "README.md").read_text(), f"it should say:\n{expected}"

@@ -22,7 +22,6 @@ from myst_nb import glue
 
 from patlib.models import MODELS
 from patlib.study.runs import (
-    MODEL_LABELS,
     Run,
     by_benchmark,
     load_runs,
@@ -166,7 +165,7 @@ def grid_table(
     """
     columns, tables = {}, {}
     for benchmark, runs in by_benchmark(load_runs(grid, records, seeds)).items():
-        where = f"{benchmark}, {MODEL_LABELS[benchmark.model]}"
+        where = f"{benchmark}, {MODELS[benchmark.model].label}"
         for metric, title in metrics.items():
             scores = summarize(runs, metric)
             columns[f"{where}: {title}"] = mean_and_std(scores)
@@ -202,7 +201,7 @@ def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
             column = {images: " / ".join(map(str, made["num_images"][0].values())), **column}
         else:
             column = {images: "", **column, "median wall time": ""}
-        columns[f"{benchmark}, {MODEL_LABELS[benchmark.model]}"] = column
+        columns[f"{benchmark}, {MODELS[benchmark.model].label}"] = column
     return columns_table(name, columns, first="")
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from patlib.data import DATASETS
 from patlib.metrics import class_groups
-from patlib.study.runs import DATASET_LABELS, Run, by_method, summarize
+from patlib.study.runs import Run, by_method, summarize
 from patlib.study.statistics import compare
 from patlib.study.wording import listing
 
@@ -79,11 +80,11 @@ def tail_classes(benchmarks: Mapping[str, Sequence[Run]]) -> tuple[dict, list[st
         result = next(iter(done.values()))[0].record.result
         shares = 100 * np.array(result["class_counts"]) / sum(result["class_counts"])
         for c in class_groups(result["class_counts"])["tail"]:
-            where = f"{DATASET_LABELS[name]}, {result['class_names'][c]} ({shares[c]:.2g} %)"
+            where = f"{DATASETS[name].label}, {result['class_names'][c]} ({shares[c]:.2g} %)"
             iou = {m: [100 * run.score("iou")[c] for run in tried] for m, tried in done.items()}
             for method, values in iou.items():
                 columns.setdefault(method, {})[where] = f"{np.mean(values):.1f}"
             if lost := [method for method, values in iou.items() if max(values) < 0.05]:
-                where = f"{result['class_names'][c]} on {DATASET_LABELS[name]}"
+                where = f"{result['class_names'][c]} on {DATASETS[name].label}"
                 unseen.append(f"{where} ({listing(lost)})")
     return columns, unseen

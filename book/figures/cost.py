@@ -9,7 +9,6 @@ from matplotlib.lines import Line2D
 
 from figures import ROOT, load_script, table
 from patlib.losses import LOSSES
-from patlib.plots.colors import METHODS
 
 common = load_script("benchmarks/common.py")
 
@@ -19,7 +18,8 @@ IMPLEMENTATIONS = {
     "ce, one-hot": ("CE, one-hot", "#aaaaaa", "o"),
     "pat, one-hot": ("PAT, one-hot", "#f4b8a8", "*"),
 }
-LOOKS = METHODS | IMPLEMENTATIONS
+LOOKS = {n: (loss.label, loss.color, loss.marker) for n, loss in LOSSES.items()}
+LOOKS |= IMPLEMENTATIONS
 GIGA = 1e9
 ERROR = {"ecolor": "#777777", "elinewidth": 1.2}
 
@@ -323,7 +323,7 @@ def statements_table(name: str, data_sets: Mapping, where: str):
     used, use = "not measured", {loss: city[loss]["device_use"] for loss in measured(city)}
     if all(use.values()):
         medians = {loss: 100 * u["median"] for loss, u in use.items()}
-        ahead = {METHODS[loss][0]: value - medians["pat"] for loss, value in medians.items()}
+        ahead = {LOSSES[loss].label: value - medians["pat"] for loss, value in medians.items()}
         below = [name for name, points in ahead.items() if points <= -1]
         above = [name for name, points in ahead.items() if points >= 1]
         used = (
@@ -334,7 +334,7 @@ def statements_table(name: str, data_sets: Mapping, where: str):
         )
     step = {loss: city[loss]["step_seconds"]["median"] for loss in measured(city)}
     first, deviation = min(step, key=step.get), noise(city)
-    least = f"least median: {METHODS[first][0]}"
+    least = f"least median: {LOSSES[first].label}"
     least += f", CE {step['ce'] / step[first]:.2f} times it" if first != "ce" else ""
     least += f"; PAT to CE {judged(city['pat']['ratio_to_ce'], deviation)}"
     least += f"; noise {plus_minus(deviation)}"
@@ -342,7 +342,7 @@ def statements_table(name: str, data_sets: Mapping, where: str):
     def more(losses, a, b):
         ratio = losses[a]["peak_bytes"] / losses[b]["peak_bytes"]
         rounded = round(100 * (ratio - 1), 1) + 0.0  # no -0.0
-        return f"{METHODS[a][0]} to {METHODS[b][0]} {rounded:+.1f} %"
+        return f"{LOSSES[a].label} to {LOSSES[b].label} {rounded:+.1f} %"
 
     others = [
         f"{title}: {more(losses, 'blv', 'pat')}, {more(losses, 'ldam', 'pat')}"

@@ -1,14 +1,29 @@
-"""Gradients by class: norms over class sizes, fitted exponents, classes beside each other."""
+"""Gradients by class: figures, tables, and what they say of the exponent that homogenises."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from patlib.gradients import ClassGradients, fit_exponent
-from patlib.plots.colors import METHODS, class_colors
+from figures import GRIDS, table
+from patlib import RunConfig
+from patlib.gradients import (
+    ClassGradients,
+    finished_run,
+    fit_exponent,
+    measure,
+    summarise,
+    training_states,
+)
+from patlib.losses import LOSSES
+from patlib.plots.colors import class_colors
+from patlib.study.runs import Run, load_runs
+from patlib.study.statistics import compare
+from patlib.study.wording import listing
 
-PLACE_LABELS = {
+LAYER_LABELS = {
     "logits": "logits",
     "features": "last feature map",
     "classifier": "classifier weights",
@@ -16,28 +31,28 @@ PLACE_LABELS = {
 }
 # Of the losses compared here: colour, marker, line.
 STYLES = {
-    "CE": (METHODS["ce"][1], METHODS["ce"][2], "-"),
+    "CE": (LOSSES["ce"].color, LOSSES["ce"].marker, "-"),
     "1/S": ("#0072b2", "s", ":"),
-    "PAT": (METHODS["pat"][1], METHODS["pat"][2], "--"),
+    "PAT": (LOSSES["pat"].color, LOSSES["pat"].marker, "--"),
 }
 
 
 def plot_gradients_by_size(
     states: Mapping[str, ClassGradients],
     class_names: Sequence[str],
-    places: Sequence[str] = ("logits", "classifier"),
+    layers: Sequence[str] = ("logits", "classifier"),
 ):
     """Gradient norm over class size, a point for each class of each image, with fit and guides.
 
     Args:
         states: title -> measurement; a column each.
         class_names: of the classes 0 ... L-1.
-        places: of ``patlib.gradients.PLACES``; a row each.
+        layers: of ``patlib.gradients.LAYERS``; a row each.
     """
     figure, axes = plt.subplots(
-        len(places),
+        len(layers),
         len(states),
-        figsize=(3.0 * len(states) + 1.0, 2.6 * len(places) + 0.6),
+        figsize=(3.0 * len(states) + 1.0, 2.6 * len(layers) + 0.6),
         squeeze=False,
         sharex=True,
         sharey="row",
@@ -45,9 +60,9 @@ def plot_gradients_by_size(
     )
     colors = class_colors(class_names)
     markers = "os^vDPX*"
-    for row, place in zip(axes, places, strict=True):
+    for row, layer in zip(axes, layers, strict=True):
         for axis, (title, found) in zip(row, states.items(), strict=True):
-            norms = found.norms[place]
+            norms = found.norms[layer]
             for c in np.unique(found.classes):
                 mine = found.classes == c
                 style = dict(color=colors[c], marker=markers[c % len(markers)], linewidth=0.3)
@@ -61,7 +76,7 @@ def plot_gradients_by_size(
             axis.set(xscale="log", yscale="log")
             axis.set_title(f"{title}: α = {fit.value:.2f}", fontsize=10)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel(f"gradient norm,\n{PLACE_LABELS[place]}")
+        row[0].set_ylabel(f"gradient norm,\n{LAYER_LABELS[layer]}")
     for axis in axes[-1]:
         axis.set_xlabel("class size S (pixels)")
     handles = [
@@ -89,34 +104,34 @@ def plot_gradients_by_size(
     return figure
 
 
-def plot_exponents(
+def plot_exponents_by_epoch(
     runs: Mapping[str, Mapping[str, Mapping]],
-    places: Sequence[str] = tuple(PLACE_LABELS),
+    layers: Sequence[str] = tuple(LAYER_LABELS),
 ):
     """The exponent α of ||g|| ∝ S^α of each loss on its own way through training.
 
     Args:
         runs: title -> method -> epochs done -> summary (``patlib.gradients.summarise``); a row of
             panels for each title.
-        places: the panels of a row; one that a summary does not have stays out.
+        layers: the panels of a row; one that a summary does not have stays out.
     """
     figure, axes = plt.subplots(
         len(runs),
-        len(places),
-        figsize=(2.3 * len(places) + 0.8, 2.5 * len(runs) + 0.5),
+        len(layers),
+        figsize=(2.3 * len(layers) + 0.8, 2.5 * len(runs) + 0.5),
         squeeze=False,
         sharey=True,
         sharex="row",
         layout="constrained",
     )
     for row, (title, methods) in zip(axes, runs.items(), strict=True):
-        for axis, place in zip(row, places, strict=True):
+        for axis, layer in zip(row, layers, strict=True):
             for height, line in ((0, "-"), (0.5, "--"), (1, ":")):
                 axis.axhline(height, color="0.5", linewidth=1, linestyle=line, zorder=0)
             for k, (method, states) in enumerate(methods.items()):
                 color, marker, line = STYLES.get(method, (f"C{k}", "D", "-."))
                 epochs = np.array([int(epoch) for epoch in states], dtype=float)
-                fits = np.array([summary[place]["exponent"] for summary in states.values()])
+                fits = np.array([summary[layer]["exponent"] for summary in states.values()])
                 # Side by side, because two of the losses are nearly the same.
                 shift = 0.02 * epochs.max() * (k - (len(methods) - 1) / 2)
                 axis.errorbar(
@@ -130,7 +145,7 @@ def plot_exponents(
                     capsize=2,
                     label=method,
                 )
-            axis.set_title(PLACE_LABELS[place], fontsize=10)
+            axis.set_title(LAYER_LABELS[layer], fontsize=10)
         row[0].set_ylabel(f"{title}\nexponent α")
         for axis in row:
             axis.set_xlabel("epochs done")
@@ -143,7 +158,7 @@ def plot_exponents(
 def plot_class_norms(
     summaries: Mapping[str, Mapping],
     class_names: Sequence[str],
-    places: Sequence[str] = ("logits", "classifier", "network"),
+    layers: Sequence[str] = ("logits", "classifier", "network"),
 ):
     """How large the gradient of each class is beside that of the others, largest classes first.
 
@@ -153,24 +168,24 @@ def plot_class_norms(
     Args:
         summaries: method -> summary (``patlib.gradients.summarise``).
         class_names: of the classes 0 ... L-1.
-        places: a panel each.
+        layers: a panel each.
     """
-    first = next(iter(summaries.values()))[places[0]]
+    first = next(iter(summaries.values()))[layers[0]]
     order = [first["classes"][i] for i in np.argsort(first["sizes"])[::-1]]
     figure, axes = plt.subplots(
         1,
-        len(places),
-        figsize=(3.0 * len(places) + 0.5, 0.26 * len(order) + 1.4),
+        len(layers),
+        figsize=(3.0 * len(layers) + 0.5, 0.26 * len(order) + 1.4),
         squeeze=False,
         sharey=True,
         sharex=True,
         layout="constrained",
     )
-    for axis, place in zip(axes[0], places, strict=True):
+    for axis, layer in zip(axes[0], layers, strict=True):
         axis.axvline(1, color="0.5", linewidth=1, zorder=0)
         for k, (method, summary) in enumerate(summaries.items()):
             color, marker, line = STYLES.get(method, (f"C{k}", "D", "-."))
-            part = summary[place]
+            part = summary[layer]
             norms = np.array(part["norms"]) / np.exp(np.log(part["norms"]).mean())
             rows = [order.index(c) for c in part["classes"] if c in order]
             values = [n for c, n in zip(part["classes"], norms, strict=True) if c in order]
@@ -186,7 +201,7 @@ def plot_class_norms(
                 label=method,
             )
         axis.set(xscale="log", xlabel="gradient norm / mean of classes")
-        axis.set_title(PLACE_LABELS[place], fontsize=10)
+        axis.set_title(LAYER_LABELS[layer], fontsize=10)
         axis.grid(alpha=0.3)
     low, high = axes[0, 0].get_xlim()
     ticks = [x for k in range(-6, 7) for x in (10.0**k, 3 * 10.0**k) if low <= x <= high]
@@ -199,3 +214,225 @@ def plot_class_norms(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+KEYS = {"CE": "ce", "1/S": "size", "PAT": "pat"}  # of the methods, in glued names
+STAGES = ("start", "middle", "end")
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the study
+BLOCK = 10  # neighbouring test images that the bootstrap draws together, as in the comparisons
+
+
+def losses(temperature: float = 20.0) -> dict[str, dict]:
+    """The losses compared here: label -> settings of a run."""
+    return {
+        "CE": {"loss": "ce"},
+        "1/S": {"loss": "pat", "loss_params": {"weight": "none"}},
+        "PAT": {"loss": "pat", "loss_params": {"temperature": temperature}},
+    }
+
+
+def train_and_measure(
+    methods: Mapping[str, Mapping], num_images: int, **shared
+) -> tuple[dict[str, RunConfig], dict[str, dict[int, ClassGradients]]]:
+    """Train with each loss; measure at the start, half-way and at the end.
+
+    Returns:
+        method -> its run; method -> epochs done -> measurement.
+    """
+    configs = {label: RunConfig(**shared, **settings) for label, settings in methods.items()}
+    measured = {}
+    for label, config in configs.items():
+        stages = sorted({0, config.epochs // 2, config.epochs})
+        measured[label] = measure(config, training_states(config, stages), num_images)
+    # On the same network 1/S is CE divided by S.
+    found = [summarise(measured[label][0]) for label in ("CE", "1/S")]
+    for ce, size in zip(*(summary.values() for summary in found), strict=True):
+        assert abs(ce["exponent"][0] - 1 - size["exponent"][0]) < 1e-3
+    return configs, measured
+
+
+def measure_finished(folders: Sequence[str], num_images: int, data_root: str | None):
+    """As :func:`train_and_measure`, of finished runs: folder's name -> ..."""
+    configs, measured = {}, {}
+    for folder in folders:
+        label = Path(folder).expanduser().resolve().name
+        configs[label], networks = finished_run(folder, data_root)
+        measured[label] = measure(configs[label], networks, num_images)
+    return configs, measured
+
+
+def exponents_table(name: str, rows: Mapping[tuple, Mapping], header: Sequence[str]):
+    """Exponents with their intervals: first cells of a row -> summary; a column each layer."""
+    layers = next(iter(rows.values())).keys()
+    header = [*header, *(f"α, {LAYER_LABELS[layer]}" for layer in layers)]
+    text = "{:.2f} [{:.2f}, {:.2f}]"
+    cells = [
+        [*first, *(text.format(*summary[layer]["exponent"]) for layer in layers)]
+        for first, summary in rows.items()
+    ]
+    return table(name, header, cells)
+
+
+def ratios_table(name: str, runs: Mapping[str, Mapping[str, Mapping]], methods: Sequence[str]):
+    """Largest over smallest gradient of the classes of an image, at each stage and layer."""
+    rows = []
+    for title, by_method in runs.items():
+        for index, stage in enumerate(STAGES):
+            for layer, label in LAYER_LABELS.items():
+                ratios = [
+                    f"{list(by_method[m].values())[index][layer]['ratio']:.1f}"
+                    if m in by_method
+                    else "not run"
+                    for m in methods
+                ]
+                rows.append([title, stage, label, *ratios])
+    header = [f"largest / smallest, {method}" for method in methods]
+    return table(name, ["data", "of training", "gradient at", *header], rows)
+
+
+def homogenising_exponents(runs: Mapping, recorded: Mapping) -> dict[tuple, float]:
+    """(title, method, stage, layer) -> the size_exponent that would homogenise: own + α.
+
+    Args:
+        runs: title -> method -> epochs done -> summary.
+        recorded: title -> entry of study/records/gradients.json.
+    """
+    wanted = {}
+    for title, methods in runs.items():
+        for method, states in methods.items():
+            params = recorded[title]["methods"][method]["config"]["loss_params"]
+            # PAT's own exponent is 1 unless the record says otherwise.
+            own = params.get("size_exponent", 0 if method == "CE" else 1)
+            for stage, summary in zip(STAGES, states.values(), strict=True):
+                for layer in LAYER_LABELS:
+                    alpha = summary[layer]["exponent"][0]
+                    wanted[title, method, stage, layer] = own + alpha
+    return wanted
+
+
+def stage_numbers(name: str, methods: Mapping[str, Mapping]) -> dict[str, str]:
+    """Exponent and ratio at the start, half-way and at the end, by the names they are glued as."""
+    numbers = {}
+    for method, states in methods.items():
+        epochs = list(states)
+        # Of two states the first one also stands for half-way.
+        epochs = epochs if len(epochs) == len(STAGES) else [epochs[0], epochs[0], epochs[-1]]
+        for stage, epoch in zip(STAGES, epochs, strict=True):
+            for layer, part in states[epoch].items():
+                key = f"{name}-{KEYS.get(method, method)}-{stage}-{layer}"
+                numbers[key] = f"{part['exponent'][0]:.2f}"
+                numbers[f"{key}-ratio"] = f"{part['ratio']:.1f}"
+    return numbers
+
+
+def conclusions(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
+    """The sentences on the recorded runs, by the names they are glued as."""
+    parts = [
+        (method, index, layer, part, by_method)
+        for by_method in runs.values()
+        for method, states in by_method.items()
+        for index, summary in enumerate(states.values())
+        for layer, part in summary.items()
+    ]
+    divided = [part["exponent"] for method, _, _, part, _ in parts if method != "CE"]
+    below = sum(high < 0 for _, _, high in divided)
+    as_supposed = {
+        (layer, index)
+        for method, index, layer, part, _ in parts
+        if method == "CE" and abs(part["exponent"][0] - 1) < 0.05
+    }
+    assert as_supposed == {("classifier", 0)}  # where CE has the exponent of Eq. (7)
+    shifts = [
+        abs(part["exponent"][0] - list(by["1/S"].values())[index][layer]["exponent"][0])
+        for method, index, layer, part, by in parts
+        if method == "PAT" and "1/S" in by
+    ]
+    ends = [{m: [*states.values()][-1] for m, states in by.items()} for by in runs.values()]
+    ends = [end for end in ends if {"CE", "PAT"} <= set(end)]
+
+    def equality(layer):
+        fairer = sum(end["PAT"][layer]["ratio"] < end["CE"][layer]["ratio"] for end in ends)
+        return {len(ends): "more", 0: "less"}.get(fairer, "not always more")
+
+    return {
+        "signs": f"{below} of {len(divided)} exponents lie below 0 with their whole interval.",
+        "beta-shift": f"{max(shifts):.2f}" if shifts else "(not run)",
+        "verdict": f"So PAT makes the classes {equality('network')} equal than CE where the update"
+        f" is made, over all weights, and {equality('logits')} equal at the logits; neither is"
+        " equal.",
+    }
+
+
+def exponent_runs(records: Path) -> dict[str, list[dict[float, Run]]]:
+    """The runs with 1/S^a on CamVid: normalisation -> exponent -> run, of each complete seed.
+
+    With ``normalize="weights"`` a = 0 is cross-entropy: where that run is missing, the one of
+    Table 1 stands for it.
+    """
+    small = GRIDS / "small"
+    found: dict = {"images": {}, "weights": {}}
+    for run in [
+        *load_runs(small / "components.yaml", records),
+        *load_runs(small / "table1.yaml", records),
+    ]:
+        settings = run.planned.settings
+        if run.record is None or settings["dataset"] != "camvid":
+            continue
+        if run.method.startswith("1/S"):
+            normalize, a = (settings["loss_params"][k] for k in ("normalize", "size_exponent"))
+        elif run.method == "CE":
+            normalize, a = "weights", 0.0
+        else:
+            continue
+        run = replace(run, planned=replace(run.planned, method=f"{a:g}"))
+        found[normalize].setdefault(run.seed, {}).setdefault(a, run)
+    return {
+        normalize: [by for by in seeds.values() if len(by) == len(EXPONENTS)]
+        for normalize, seeds in found.items()
+    }
+
+
+def mean_scores(seeds: Sequence[Mapping[float, Run]], split: str) -> dict[float, float]:
+    """Exponent -> mean IoU (%), the mean over the seeds."""
+    return {a: 100 * np.mean([by[a].score("miou", split) for by in seeds]) for a in EXPONENTS}
+
+
+def study_sentence(seeds: Sequence[Mapping[float, Run]], low: float, high: float) -> str:
+    """What the runs of one normalisation say of the best exponent.
+
+    Args:
+        seeds: exponent -> run, for each seed.
+        low, high: the range of the exponents that would homogenise.
+    """
+    if not seeds:
+        return "The five are not complete for any seed yet."
+    tables = [mean_scores(seeds, split) for split in ("validation", "test")]
+    best, best_test = (max(scores, key=scores.get) for scores in tables)
+
+    def where(a):
+        return "inside" if low <= a <= high else "below" if a < low else "above"
+
+    text = f"With {len(seeds)} seeds" if len(seeds) > 1 else "With one seed"
+    text += f", the validation images choose a = {best:g}, {where(best)} that range; "
+    if best == best_test:
+        text += "on the test images it is the best as well. "
+    else:
+        text += f"on the test images a = {best_test:g}, {where(best_test)} it, is the best. "
+    runs = [run for by in seeds for run in by.values()]
+    verdicts: dict = {}  # such as "lower" -> the other exponents
+    for a in EXPONENTS:
+        if a != best:
+            verdict = compare(runs, f"{best:g}", f"{a:g}", block=BLOCK).verdict
+            verdicts.setdefault(verdict, []).append(f"{a:g}")
+    joined = {"not distinguishable": "from", "not judged": "against"}
+    text += f"There, a = {best:g} is " + "; ".join(
+        f"{verdict} {joined.get(verdict, 'than')} {listing(others)}"
+        for verdict, others in verdicts.items()
+    )
+    if len(seeds) == 1:
+        end = "But one seed does not say what another would change: it separates no exponents."
+    elif set(verdicts) == {"higher"}:
+        end = f"So a = {best:g} is set apart from the other four."
+    else:
+        end = "So the study does not single out one exponent."
+    return f"{text}. {end}"

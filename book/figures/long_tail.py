@@ -14,12 +14,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import PercentFormatter
 
+from patlib.losses import LOSSES
 from patlib.metrics import class_groups
-from patlib.plots.colors import GROUP_COLORS, METHODS, class_colors, label_colors
+from patlib.plots.colors import GROUP_COLORS, class_colors, label_colors
 from patlib.records import RunRecord
 
 # Line styles of the weights 1/S^a, by a.
-STYLES = {0: (METHODS["ce"][1], ":"), 0.5: ("#005f9e", "--"), 1: (METHODS["pat"][1], "-")}
+STYLES = {0: (LOSSES["ce"].color, ":"), 0.5: ("#005f9e", "--"), 1: (LOSSES["pat"].color, "-")}
 
 
 class Recorded(NamedTuple):
@@ -264,8 +265,8 @@ def plot_weight_shares(splits: Mapping[str, Mapping]):
             axis.axhspan(top, top + len(classes), color=GROUP_COLORS[group], alpha=0.13, lw=0)
             top += len(classes)
         axis.hlines(rows, 100 * before, 100 * after, color="#767676", linewidth=1)
-        axis.plot(100 * before, rows, "o", color=METHODS["ce"][1], label="weight 1 (CE)")
-        axis.plot(100 * after, rows, "*", color=METHODS["pat"][1], markersize=11, label="1/S")
+        axis.plot(100 * before, rows, "o", color=LOSSES["ce"].color, label="weight 1 (CE)")
+        axis.plot(100 * after, rows, "*", color=LOSSES["pat"].color, markersize=11, label="1/S")
         axis.axvline(100 / len(order), color="black", linestyle=":", linewidth=1)
         axis.set_yticks(rows, [names[c] for c in order])
         axis.set(xscale="log", xlabel="share of the weight (%)", ylim=(len(order) - 0.5, -0.5))

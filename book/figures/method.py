@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 
-from patlib.plots.colors import METHODS, class_colors, label_colors
+from patlib.losses import LOSSES
+from patlib.plots.colors import class_colors, label_colors
 
-PAT_COLOR, FOCAL_COLOR, CE_COLOR = (METHODS[name][1] for name in ("pat", "focal", "ce"))
+PAT_COLOR, FOCAL_COLOR, CE_COLOR = (LOSSES[name].color for name in ("pat", "focal", "ce"))
 # Of one loss at several settings: light to dark, and markers for those who see no colours.
 PAT_SHADES = ("#f4a582", "#e06c4f", PAT_COLOR, "#8c1d0c", "#4d0f05")
 FOCAL_SHADES = ("#c9c97a", FOCAL_COLOR, "#6b6b1f", "#45450f", "#2b2b08")

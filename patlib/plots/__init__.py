@@ -3,7 +3,6 @@
 from patlib.plots.colors import (
     GROUP_COLORS,
     GROUP_HATCHES,
-    METHODS,
     class_colors,
     label_colors,
 )
@@ -23,7 +22,6 @@ from patlib.plots.shares import plot_class_shares
 __all__ = [
     "GROUP_COLORS",
     "GROUP_HATCHES",
-    "METHODS",
     "class_colors",
     "label_colors",
     "method_styles",

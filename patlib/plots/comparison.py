@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from patlib.data import SegmentationDataset
+from patlib.losses import LOSSES
 from patlib.metrics import class_groups
-from patlib.plots.colors import METHODS, class_colors, label_colors
+from patlib.plots.colors import class_colors, label_colors
 from patlib.study.runs import Run, by_method, scores
 from patlib.study.statistics import Difference, mean_iou
 
 _WRONG, _RIGHT = "#1b1b1b", "#d9d9d9"
-_STYLES = {label: (color, marker) for label, color, marker in METHODS.values()}
+_STYLES = {loss.label: (loss.color, loss.marker) for loss in LOSSES.values()}
 
 
 def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -5,8 +5,9 @@ A number has an address, such as ``table1.pat.nyuv2.miou``; ``paper`` is the con
 
 from collections.abc import Iterable, Mapping
 
-from patlib.plots.colors import METHODS
-from patlib.study.runs import DATASET_LABELS, MODEL_LABELS
+from patlib.data import DATASETS
+from patlib.losses import LOSSES
+from patlib.models import MODELS
 
 METRICS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "dice_error": "Dice error"}
 
@@ -19,9 +20,9 @@ def paper_number(paper: Mapping, address: str) -> float:
 def describe_address(address: str) -> str:
     """An address in words: ``mIoU of PAT on NYUv2``."""
     _, *which, dataset, metric = address.split(".")
-    names = {loss: label for loss, (label, *_) in METHODS.items()} | MODEL_LABELS
+    names = {name: kind.label for name, kind in (LOSSES | MODELS).items()}
     which = [names.get(key, f"T = {key}") for key in which]
-    return f"{METRICS[metric]} of {', '.join(reversed(which))} on {DATASET_LABELS[dataset]}"
+    return f"{METRICS[metric]} of {', '.join(reversed(which))} on {DATASETS[dataset].label}"
 
 
 def check_statement(paper: Mapping, statement: Mapping) -> tuple[list[float], bool]:

@@ -9,24 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from patlib.data import DATASETS
 from patlib.records import RunRecord
 from patlib.study.grids import PlannedRun, load_grid, load_records
 
-# Labels of the data sets and networks in tables and figures.
-DATASET_LABELS = {
-    "synthetic": "embedded",
-    "oxford_pet": "Oxford-IIIT Pet",
-    "cityscapes": "Cityscapes",
-    "nyuv2": "NYUv2",
-    "camvid": "CamVid",
-    "folder": "own images",
-}
-MODEL_LABELS = {
-    "segnet": "SegNet",
-    "unet": "U-Net",
-    "attention_unet": "Attention U-Net",
-    "unetplusplus": "U-Net++",
-}
 ROOT = Path(__file__).parents[2]  # of the repository, where commands are run
 
 
@@ -40,9 +26,10 @@ class Benchmark(NamedTuple):
 
     def __str__(self) -> str:
         """Such as ``NYUv2`` or, as the paper has it, ``NYUv2, 80/10/10 %, void a class``."""
-        parts = [DATASET_LABELS[self.dataset]]
+        parts = [DATASETS[self.dataset].label]
         parts += ["80/10/10 %"] if self.split_scheme == "paper" else []
-        parts += ["void a class"] if self.void == "class" and self.dataset != "oxford_pet" else []
+        if self.void == "class" and DATASETS[self.dataset].has_void:
+            parts.append("void a class")
         return ", ".join(parts)
 
 
