@@ -46,7 +46,7 @@ class Chapter:
 
     def __init__(self, name: str, only=None, skip=(), **parameters):
         self.name, self.parameters = name, parameters
-        self.space, self.glued = {"__name__": "__main__"}, {}
+        self.space, self.glued = {"__name__": "__main__", "In": []}, {}
         self.run(only, skip)
 
     def run(self, only=None, skip=()):
@@ -55,14 +55,16 @@ class Chapter:
         first = next(i for i, cell in enumerate(code) if not tagged(cell, "hide-cell"))
         for number, cell in enumerate(code):
             if cell["id"] not in skip and (only is None or number < first or cell["id"] in only):
-                self._execute(cell)
-                if tagged(cell, "parameters"):
-                    self.space.update(self.parameters)
+                self._execute(source(cell), cell["id"])
+                if tagged(cell, "parameters"):  # what papermill adds
+                    given = [f"{key} = {value!r}" for key, value in self.parameters.items()]
+                    self._execute("\n".join(["# Parameters", *given]), "injected")
         return self
 
-    def _execute(self, cell):
-        tree = ast.parse(source(cell), filename=cell["id"])
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    def _execute(self, code, name):
+        self.space["In"].append(code)
+        tree = ast.parse(code)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         show = lambda *values: self.shown.extend(values)  # noqa: E731
         keep = lambda key, value, display: self.glued.update({key: value})  # noqa: E731
         with (
@@ -70,9 +72,9 @@ class Chapter:
             mock.patch.object(builtins, "display", show, create=True),
             contextlib.redirect_stdout(self.printed),
         ):
-            exec(compile(tree, cell["id"], "exec"), self.space)
+            exec(compile(tree, name, "exec"), self.space)
             if last is not None:
-                show(eval(compile(ast.Expression(last.value), cell["id"], "eval"), self.space))
+                show(eval(compile(ast.Expression(last.value), name, "eval"), self.space))
         matplotlib.pyplot.close("all")
 
     @property

@@ -1011,7 +1011,7 @@ def check_texts(notebook):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"resample": 5}, "unknown notebook parameter 'resample'. Did you mean 'resamples'"),
+        ({"resample": 5}, "the notebook has no parameter 'resample' (did you mean 'resamples'"),
         ({"records": "/no/such/folder"}, "records='/no/such/folder' is not allowed"),
     ],
 )

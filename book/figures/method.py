@@ -1,13 +1,18 @@
 """The method in pictures: one pixel step by step, the curves of Fig. 3c, the weights 1/S."""
 
-from collections.abc import Sequence
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Markdown
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 
+from patlib.checks import check_choice
 from patlib.losses import LOSSES
 from patlib.plots.colors import class_colors, label_colors
 
@@ -38,6 +43,24 @@ def gradient_factor(p, temperature: float):
     return 1 - p * np.log(np.where(p > 0, p, 1)) / temperature
 
 
+def quote(function: Callable, mark: str = "") -> Markdown:
+    """The code of a function of the library as it stands, without its docstring.
+
+    Args:
+        function: to quote from; nested functions are part of it.
+        mark: if given, only the lines with a comment that contains it.
+    """
+    code = textwrap.dedent(inspect.getsource(function))
+    (definition,) = ast.parse(code).body
+    first = definition.body[bool(ast.get_docstring(definition))]
+    lines = textwrap.dedent("\n".join(code.splitlines()[first.lineno - 1 :])).splitlines()
+    if mark:
+        lines = [line.strip() for line in lines if mark in line.partition("  # ")[2]]
+        assert lines, f"{function.__name__} has no line with a comment on {mark}"
+    file = function.__module__.replace(".", "/") + ".py"
+    return Markdown("\n".join(["```python", f"# {file}, {function.__name__}", *lines, "```"]))
+
+
 def interactive_curves() -> str:
     """Fig. 3c with sliders for T, ε and γ: HTML that needs no server, no library, no network."""
     return Path(__file__).with_name("fig3c.html").read_text(encoding="utf-8")
@@ -63,9 +86,8 @@ def plot_procedure(
     """
     x = np.asarray(logits, float)
     if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"logits={logits!r} is not allowed: it takes two numbers or more")
-    if true_class not in range(len(x)):
-        raise ValueError(f"true_class={true_class!r} is not one of the classes 0 ... {len(x) - 1}")
+        raise ValueError(f"logits must be two numbers or more, got {logits!r}")
+    check_choice("true_class", true_class, range(len(x)))
     p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
     coefficient = beta(p, temperature, epsilon)
     loss = np.zeros(len(x))
