@@ -43,20 +43,22 @@ def gradient_factor(p, temperature: float):
     return 1 - p * np.log(np.where(p > 0, p, 1)) / temperature
 
 
-def quote(function: Callable, mark: str = "") -> Markdown:
+def quote(function: Callable, *marks: str) -> Markdown:
     """The code of a function of the library as it stands, without its docstring.
 
     Args:
         function: to quote from; nested functions are part of it.
-        mark: if given, only the lines with a comment that contains it.
+        *marks: if given, only the lines with a comment that contains one of them.
     """
     code = textwrap.dedent(inspect.getsource(function))
     (definition,) = ast.parse(code).body
     first = definition.body[bool(ast.get_docstring(definition))]
     lines = textwrap.dedent("\n".join(code.splitlines()[first.lineno - 1 :])).splitlines()
-    if mark:
-        lines = [line.strip() for line in lines if mark in line.partition("  # ")[2]]
-        assert lines, f"{function.__name__} has no line with a comment on {mark}"
+    if marks:
+        comments = {line.strip(): line.partition("  # ")[2] for line in lines}
+        for mark in marks:
+            assert any(mark in c for c in comments.values()), f"no comment on {mark} in {function}"
+        lines = [line for line, c in comments.items() if any(mark in c for mark in marks)]
     file = function.__module__.replace(".", "/") + ".py"
     return Markdown("\n".join(["```python", f"# {file}, {function.__name__}", *lines, "```"]))
 
