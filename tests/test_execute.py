@@ -28,7 +28,7 @@ from pathlib import Path
 for name in map(Path, sys.argv[1:]):
     Path(f"executed-{name.stem}").touch()
     text = name.read_text()
-    time.sleep(600 if "hang" in text else 0)
+    time.sleep(600 if "sleep" in text else 0)
     sys.exit(1 if "fail" in text else 0)
 """
 
@@ -84,7 +84,7 @@ def test_a_failing_notebook_stops_no_other_and_is_executed_again(project):
 
 def test_what_a_killed_run_leaves_behind_blocks_nothing(project):
     (project / "notebooks" / "train.ipynb").unlink()
-    (project / "notebooks" / "baselines.ipynb").write_text("hang")
+    (project / "notebooks" / "baselines.ipynb").write_text("sleep")
     process = subprocess.Popen(
         command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
