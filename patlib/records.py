@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from patlib import __version__
+
 # Raise by hand when a change makes earlier results wrong; nothing else than this number and the
 # configuration outdates a record.
 RESULTS_VERSION = 1
@@ -66,7 +68,7 @@ def provenance(device: torch.device) -> dict:
     cuda = device.type == "cuda"
     return {
         "commit": _commit(),
-        "versions": {p: _version(p) for p in ("patlib", *packages)},
+        "versions": {"patlib": __version__, **{p: _version(p) for p in packages}},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
     }
