@@ -196,12 +196,14 @@ def _chunks(
     if not x.numel():
         return
     dtype = computed_in(x)
-    most = max(CHUNK // num_classes, 1)  # pixels
+    # Pixels. Besides its logits a pixel has some ten intermediate results.
+    most = max(CHUNK // max(num_classes, 16), 1)
     pixels = math.ceil(num_pixels / math.ceil(num_pixels / most))
     in_grad = grad is not None and grad.dtype == dtype and grad.is_contiguous()
     in_grad = in_grad and pixels == num_pixels
-    # At most half of the batch: or buffers of a small one would need more memory than the logits.
-    images = max(min(most // num_pixels, num_images if in_grad else num_images // 2), 1)
+    # At most half of the batch: or the intermediate results of a small one would need more memory
+    # than F.cross_entropy does.
+    images = max(min(most // num_pixels, num_images // 2), 1)
     buffer = None if in_grad else x.new_empty(images * num_classes * pixels, dtype=dtype)
     copy = None
     positions = torch.arange(pixels)
