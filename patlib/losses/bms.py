@@ -1,24 +1,25 @@
 """Balanced softmax."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from ._core import (
-    PixelLoss,
-    check_batch,
-    check_class_counts,
-    computed_in,
-    cross_entropy,
-    per_channel,
-    pixel_loss,
-    reduce,
-)
+from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._formula import PixelLoss, computed_in, cross_entropy, per_channel, reduce
+from ._fused import pixel_loss
 
 
-def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Tensor:
+def log_prior(class_counts: ClassCounts) -> Tensor:
+    return fill_absent(check_class_counts(class_counts)).log()
+
+
+def balanced_softmax(
+    logits: Tensor, target: Tensor, log_counts: Tensor, ignore_index: int | None, reduction: str
+) -> Tensor:
     labels = check_batch(logits, target, ignore_index, reduction, len(log_counts))
     log_n = log_counts.to(logits.device, computed_in(logits))
 
-    def balanced(x, label):
+    def balanced(x: Tensor, label: Tensor) -> Tensor:
         return x + per_channel(log_n, x)
 
     loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
@@ -28,9 +29,9 @@ def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Ten
 def bms_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Balanced softmax: cross-entropy of the logits x_c + log n_c::
@@ -44,9 +45,9 @@ def bms_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. Only
-            their ratios matter.
-        ignore_index: label of the pixels to leave out.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. Only their ratios matter.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -56,7 +57,7 @@ def bms_loss(
 
     Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
     """
-    log_counts = check_class_counts(class_counts).log()
+    log_counts = log_prior(class_counts)
     return balanced_softmax(logits, target, log_counts, ignore_index, reduction)
 
 
@@ -72,8 +73,18 @@ class BMSLoss(PixelLoss):
     [0.1054, 2.3026]
     """
 
-    def __init__(self, class_counts, *, ignore_index=255, reduction="mean"):
-        log_counts = check_class_counts(class_counts).log()
+    label: ClassVar[str] = "BMS"
+    color: ClassVar[str] = "#aa4499"
+    marker: ClassVar[str] = "D"
+
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        *,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
+        log_counts = log_prior(class_counts)
         super().__init__(
             num_classes=len(log_counts), ignore_index=ignore_index, reduction=reduction
         )

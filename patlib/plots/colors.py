@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from patlib.losses import LOSSES
+
 # Neighbours differ in lightness as well as in hue, so that they can be told apart in grey and by
 # colour-blind readers.
 PALETTE = (
@@ -29,16 +31,7 @@ GROUP_COLORS = {"head": "#332288", "mid": "#44aa99", "tail": "#ee8866"}
 GROUP_HATCHES = {"head": "", "mid": "//", "tail": "xx"}
 
 # The losses of Table 1, by their names in `patlib.losses`: label, colour, marker.
-METHODS = {
-    "ce": ("CE", "#000000", "o"),
-    "focal": ("Focal", "#999933", "s"),
-    "cb": ("CB", "#88ccee", "^"),
-    "cb_focal": ("CBFocal", "#005f9e", "v"),
-    "bms": ("BMS", "#aa4499", "D"),
-    "ldam": ("LDAM", "#ddaa33", "P"),
-    "blv": ("BLV", "#117733", "X"),
-    "pat": ("PAT", "#cc3311", "*"),
-}
+METHODS = {name: (loss.label, loss.color, loss.marker) for name, loss in LOSSES.items()}
 
 
 def class_colors(class_names: Sequence[str]) -> list[str]:
