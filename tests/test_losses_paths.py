@@ -236,7 +236,7 @@ def memory(step):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory(name, params, dtype, monkeypatch):
     monkeypatch.setattr(_fused, "CHUNK", 400)
-    logits, target = make_batch((2, 4, 80, 50), dtype)
+    logits, target = make_batch((2, 4, 40, 50), dtype)
     loss = build(name, params)
     loss(logits, target)  # what is made only once
     # A number a pixel, and where there is no rounding the gradient itself; a few more a batch.
