@@ -152,7 +152,7 @@ class _InChunks(torch.autograd.Function):
             if ahead:
                 p_flat.scatter_(1, true, p_true.sub_(1))  # p_l - [l = y]
                 torch.mul(p, slope[images, None, pixels], out=ctx.grad[images, :, pixels])
-            if total_of:
+            if total_of is not None:
                 total += (w * total_of(log_p)).sum()
         ctx.save_for_backward(x, target, slope)
         ctx.mark_non_differentiable(total)
@@ -214,7 +214,7 @@ def _chunks(
             n = label.shape[1]
             true = torch.add(positions[:n], label, alpha=n)
             z = x[part[0], :, part[1]]
-            if adjust:
+            if adjust is not None:
                 z = adjust(z.to(dtype), label)
             elif z.dtype != dtype or not z.is_contiguous():
                 copy = (
