@@ -9,12 +9,9 @@ benchmarks/records/losses-<device>.json; only the table with --shapes.
 """
 
 import argparse
-import os
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop
 
 import torch
-from common import BASELINE, TEXTBOOK_PAT, save, seconds, spread, textbook_pat
+from common import BASELINE, TEXTBOOK_PAT, peak_bytes, save, seconds, spread, textbook_pat
 
 from patlib.losses import LOSSES, build_loss
 
@@ -34,28 +31,6 @@ def make_batch(shape, dtype, device):
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
     target[torch.rand(target.shape, generator=generator) < IGNORED] = 255
     return logits, target.to(device)
-
-
-def peak_bytes(step, device) -> int:
-    """Most bytes allocated at once during a call, above those before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    events = profile.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    peak = now = 0
-    for _, change in sorted(changes, key=lambda change: change[0]):
-        now += change
-        peak = max(peak, now)
-    return peak
 
 
 def measure(shape, dtype, device, repetitions):

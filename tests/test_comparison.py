@@ -15,24 +15,6 @@ import pytest
 import torch
 import yaml
 from papermill.exceptions import PapermillExecutionError
-from scipy import stats
-
-from patlib.data import DATASETS, build_dataset
-from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
-from patlib.plots.comparison import (
-    columns_table,
-    grid_table,
-    plot_class_iou,
-    plot_differences,
-    plot_exponents,
-    plot_predictions,
-    plot_runs,
-    plot_scores,
-    plot_temperatures,
-    plot_validation,
-    small,
-)
-from patlib.records import RunRecord
 from patlib.study.comparison import (
     Difference,
     Run,
@@ -59,6 +41,24 @@ from patlib.study.comparison import (
     summarize,
     to_do,
 )
+from scipy import stats
+
+from patlib.data import DATASETS, build_dataset
+from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
+from patlib.plots.comparison import (
+    columns_table,
+    grid_table,
+    plot_class_iou,
+    plot_differences,
+    plot_exponents,
+    plot_predictions,
+    plot_runs,
+    plot_scores,
+    plot_temperatures,
+    plot_validation,
+    small,
+)
+from patlib.records import RunRecord
 from patlib.study.grids import load_grid, read_grid
 
 ROOT = Path(__file__).parents[1]
@@ -1011,7 +1011,7 @@ def check_texts(notebook):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"resample": 5}, "unknown notebook parameter 'resample'. Did you mean 'resamples'"),
+        ({"resample": 5}, "the notebook has no parameter 'resample' (did you mean 'resamples'"),
         ({"records": "/no/such/folder"}, "records='/no/such/folder' is not allowed"),
     ],
 )

@@ -12,9 +12,9 @@ import papermill
 import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
+from patlib.plots.cost import plot_figure6_quantities, plot_time_memory
 
 from patlib.losses import LOSSES, CELoss, PATLoss
-from patlib.plots.cost import plot_figure6_quantities, plot_time_memory
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "cost.ipynb"

@@ -11,6 +11,7 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from patlib.study.comparison import Run
 from torch import nn
 
 from patlib import RunConfig, load_model, train
@@ -26,7 +27,6 @@ from patlib.gradients import (
 from patlib.losses import build_loss
 from patlib.models import build_model
 from patlib.records import RunRecord
-from patlib.study.comparison import Run
 from patlib.study.grids import PlannedRun
 
 ROOT = Path(__file__).parents[1]
@@ -132,10 +132,10 @@ def test_exponent_of_pixels_that_are_all_alike(name, params, shift):
     found = class_gradients(Uniform(3), [(torch.zeros(2, 3, 32, 32), target)], loss, True)
     summary = summarise(found)
     expected = {"logits": 0.5, "features": 0.5, "classifier": 1, "network": 1}
-    for place, exponent in expected.items():
-        assert summary[place]["exponent"] == pytest.approx([exponent - shift] * 3, abs=1e-6)
+    for layer, exponent in expected.items():
+        assert summary[layer]["exponent"] == pytest.approx([exponent - shift] * 3, abs=1e-6)
         ratio = np.mean([largest ** abs(exponent - shift) for largest in (400 / 3, 200 / 9)])
-        assert summary[place]["ratio"] == pytest.approx(ratio, rel=1e-4)
+        assert summary[layer]["ratio"] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_fit_equals_polyfit_and_homogenises_best():
@@ -184,7 +184,7 @@ def test_class_ratio():
 
 
 def test_measurement_refuses():
-    with pytest.raises(ValueError, match="reduction='mean'"):
+    with pytest.raises(ValueError, match="got reduction='mean'"):
         class_gradients(Uniform(3), [], build_loss("ce", 3))
     images, target = torch.zeros(1, 3, 32, 32), torch.full((1, 32, 32), 255)
     with pytest.raises(ValueError, match="no valid pixel"):
@@ -235,14 +235,14 @@ def test_states_are_those_of_the_run(tmp_path):
 
 @pytest.mark.parametrize("epochs", [[], [1, 0], [0, 0], [-1], [0, 3]])
 def test_states_refuse_other_epochs(tmp_path, epochs):
-    with pytest.raises(ValueError, match="epochs="):
+    with pytest.raises(ValueError, match="epochs must be increasing numbers from 0 to 2"):
         next(training_states(config(tmp_path), epochs))
 
 
 def test_states_refuse_other_runs(tmp_path):
-    with pytest.raises(ValueError, match="batch_size=241 .* has 240 images"):
+    with pytest.raises(ValueError, match="batch_size must be at most the 240 images .* got 241"):
         next(training_states(config(tmp_path, batch_size=241), [0]))
-    with pytest.raises(ValueError, match="precision='bf16-mixed'"):
+    with pytest.raises(ValueError, match="precision must be .* got 'bf16-mixed'"):
         next(training_states(config(tmp_path, precision="bf16-mixed"), [0]))
 
 
@@ -257,7 +257,7 @@ def test_measure_takes_the_same_images_for_all(tmp_path):
         for place in ("logits", "features", "classifier"):
             # 1/S is cross-entropy's gradient divided by S, wherever it is looked at.
             np.testing.assert_allclose(a.norms[place] / a.sizes, b.norms[place], rtol=1e-4)
-    with pytest.raises(ValueError, match="num_images=0"):
+    with pytest.raises(ValueError, match="num_images must be an integer >= 1, got 0"):
         measure(ce, states, 0)
 
 
@@ -385,5 +385,5 @@ def test_chapter_on_a_finished_run(tmp_path):
 
 
 def test_chapter_refuses_an_unknown_parameter(tmp_path):
-    with pytest.raises(Exception, match="unknown notebook parameter 'epoch'.*'epochs'"):
+    with pytest.raises(Exception, match="the notebook has no parameter 'epoch' .*'epochs'"):
         run_notebook(tmp_path, epoch=1)

@@ -12,8 +12,6 @@ import papermill
 import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
-
-from patlib.losses import pat_loss
 from patlib.plots.long_tail import (
     concentration,
     effective_pixels,
@@ -29,6 +27,8 @@ from patlib.plots.long_tail import (
     size_ratios,
     weight_shares,
 )
+
+from patlib.losses import pat_loss
 from patlib.records import RunRecord
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "long_tail.ipynb"

@@ -14,9 +14,6 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from papermill.exceptions import PapermillExecutionError
-
-from patlib.losses import ce_loss, focal_loss, pat_loss
-from patlib.plots.colors import METHODS
 from patlib.plots.method import (
     beta,
     gradient_factor,
@@ -27,6 +24,9 @@ from patlib.plots.method import (
     plot_scaling,
     plot_size_weights,
 )
+
+from patlib.losses import ce_loss, focal_loss, pat_loss
+from patlib.plots.colors import METHODS
 from patlib.released import pat_ina, pat_inap
 
 ROOT = Path(__file__).parents[1]

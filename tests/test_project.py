@@ -1,13 +1,13 @@
 """Facts that stand in one place only, and files that are where users expect them."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
@@ -15,9 +15,10 @@ from packaging.utils import canonicalize_name
 
 import patlib
 from patlib import RunConfig, RunRecord
+from patlib.config import SCHEMA_DEFAULTS
 from patlib.records import provenance
-from patlib.study.comparison import by_place, load_runs, summarize
 from patlib.study.grids import run_name
+from patlib.study.runs import by_benchmark, load_runs, summarize
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,36 +130,46 @@ def test_python_of_the_readme_is_valid_and_its_files_exist():
 
 def test_results_of_the_readme_are_those_of_the_records():
     runs = load_runs(ROOT / "study/grids/small/table1.yaml", ROOT / "study/records/runs")
-    scores = [summarize(runs, metric) for metric in ("miou", "tail")]
-    places = list(by_place(runs))
-    seeds = {place: [s["n"] for s in scores[0] if s["place"] == place] for place in places}
+    benchmarks = by_benchmark(runs)
+    tables = [[summarize(m, metric) for metric in ("miou", "tail")] for m in benchmarks.values()]
     lines = [
-        "| mIoU / tail IoU (%) | " + " | ".join(str(place) for place in places) + " |",
-        "|---|" + "---|" * len(places),
-        "| seeds | "
-        + " | ".join(" to ".join(map(str, sorted({min(n), max(n)}))) for n in seeds.values())
-        + " |",
+        "| mIoU / tail IoU (%) | " + " | ".join(map(str, benchmarks)) + " |",
+        "|---|" + "---|" * len(benchmarks),
+        "| seeds | " + " | ".join(f"{'/'.join(map(str, set(t.n)))}" for t, _ in tables) + " |",
     ]
-    texts = {
-        (s["place"], s["method"], i): f"{100 * s['mean']:.1f} ± {100 * s['std']:.1f}"
-        for i in (0, 1)
-        for s in scores[i]
-    }
-    for method in by_place(runs)[places[0]]:
-        cells = [f"{texts[p, method, 0]} / {texts[p, method, 1]}" for p in places]
+    for method in tables[0][0].index:
+        cells = [
+            " / ".join(
+                f"{100 * t['mean'][method]:.1f} ± {100 * t['std'][method]:.1f}" for t in pair
+            )
+            for pair in tables
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     expected = "\n".join(lines)
     assert expected in (ROOT / "README.md").read_text(), f"it should say:\n{expected}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "study/records/runs").glob("*.json")), ids=lambda path: path.stem
-)
-def test_stored_records_can_be_read_and_run_again(path):
-    record = RunRecord.load(path)
-    root = None if record.config["dataset"] == "synthetic" else "somewhere"
-    config = RunConfig(**{**record.config, "data_root": root})
-    assert config.identity() == record.config
-    assert record.provenance["commit"] and not record.provenance["commit"].endswith("-dirty")
-    assert record.result["curves"]["epoch"][-1] == config.epochs
-    assert path.stem == run_name(record.config)
+def test_stored_records_can_be_read_and_run_again():
+    """Also where the device of a record is not at hand."""
+    paths = sorted((ROOT / "study/records/runs").glob("*.json"))
+    assert paths
+    for path in paths:
+        record, stored = RunRecord.load(path), json.loads(path.read_text())["config"]
+        root = None if record.config["dataset"] == "synthetic" else "somewhere"
+        config = RunConfig(**{**record.config, "data_root": root})
+        assert config.settings() == record.config, path
+        assert path.stem == run_name(record.config), path
+        assert path.with_suffix(".npz").is_file(), path
+        commit = record.provenance["commit"]
+        assert commit and not commit.endswith("-dirty"), path
+        assert record.result["curves"]["epoch"][-1] == config.epochs, path
+        # What records hold has defaults in the schema, which are never changed.
+        assert stored.keys() <= SCHEMA_DEFAULTS["settings"].keys() | PARAMETERS.keys(), path
+        for part, kind in PARAMETERS.items():
+            known = SCHEMA_DEFAULTS[part].get(stored[kind], {})
+            assert stored[part].keys() <= known.keys(), (
+                f"{path}: enter the parameters of {stored[kind]!r} in patlib/schema_1.json"
+            )
+
+
+PARAMETERS = {"data_params": "dataset", "loss_params": "loss", "model_params": "model"}

@@ -135,7 +135,7 @@ def pat_loss(
     if reduction != "mean":
         return reduce(loss, labels, reduction)
     if normalize == "images":
-        return loss.sum() / max(len(loss), 1)
+        return loss.sum() / max(len(loss), 1)  # Eq. (4), the mean over images
     return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
 
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from patlib.losses import LOSSES
-
 # Neighbours differ in lightness as well as in hue, so that they can be told apart in grey and by
 # colour-blind readers.
 PALETTE = (
@@ -29,9 +27,6 @@ _NAMED = {
 IGNORED_COLOR = "#ffffff"
 GROUP_COLORS = {"head": "#332288", "mid": "#44aa99", "tail": "#ee8866"}
 GROUP_HATCHES = {"head": "", "mid": "//", "tail": "xx"}
-
-# The losses of Table 1, by their names in `patlib.losses`: label, colour, marker.
-METHODS = {name: (loss.label, loss.color, loss.marker) for name, loss in LOSSES.items()}
 
 
 def class_colors(class_names: Sequence[str]) -> list[str]:
