@@ -158,7 +158,7 @@ def test_a_broken_run_stops_nothing_and_is_named_at_the_end(place, killed_and_ca
 
 
 def test_a_second_call_runs_nothing_also_in_a_fresh_clone(place, killed_and_called_again):
-    records, runs, _, _ = killed_and_called_again
+    records, _, _, _ = killed_and_called_again
     before = {path: path.read_bytes() for path in records.iterdir()}
     clone = place / "clone"
     for part in ("patlib", "notebooks", "study"):
