@@ -212,7 +212,7 @@ def test_snakemake_refuses_a_wrong_grid_before_anything_is_run(place):
     ("arguments", "message"),
     [
         (["--dry-run"], "data must be the folder that holds the data set 'camvid', got None"),
-        (["--data", "nowhere"], "camvid' is not a folder"),
+        (["--data", "nowhere"], "nowhere/camvid'"),
     ],
 )
 def test_one_call_refuses_missing_data_before_anything_is_run(

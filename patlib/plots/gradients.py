@@ -32,7 +32,7 @@ def plot_gradients_by_size(
     Args:
         states: title -> measurement; a column each.
         class_names: of the classes 0 ... L-1.
-        places: of ``patlib.gradients.LAYERS``; a row each.
+        places: of ``patlib.gradients.PLACES``; a row each.
     """
     figure, axes = plt.subplots(
         len(places),
