@@ -1,11 +1,11 @@
 """Time and memory of the losses, forward and backward, beside `F.cross_entropy`.
 
-    python benchmarks/losses.py [--device cpu|cuda] [--quick]
+    python benchmarks/losses.py [--device cpu|cuda] [--quick] [--shapes 8x13x72x96 ...]
 
 In each repetition every loss runs once, one after the other, so that whatever else the machine
 does meets them all; a ratio is the median of the ratios within a repetition. Memory is the peak of
 what is allocated above the logits and the target, the gradient included. Prints a table and writes
-benchmarks/records/losses-<device>.json.
+benchmarks/records/losses-<device>.json; only the table with --shapes.
 """
 
 import argparse
@@ -15,7 +15,12 @@ from common import BASELINE, TEXTBOOK_PAT, peak_bytes, save, seconds, spread, te
 
 from patlib.losses import LOSSES, build_loss
 
-SHAPES = [(8, 14, 256, 340), (8, 20, 256, 512), (4, 3, 256, 256), (2, 150, 512, 512)]
+# (B, L, H, W) of training on small images, where the fixed costs of a call show, and on large.
+SHAPES = [
+    *((8, 11, 96, 128), (8, 13, 72, 96), (2, 14, 128, 170), (4, 3, 256, 256)),
+    *((8, 14, 256, 340), (8, 20, 256, 512), (2, 150, 512, 512)),
+]
+LARGE = 2**23  # logits, above which a third of the repetitions is enough
 QUICK_SHAPES = [(2, 5, 16, 24)]
 IGNORED = 0.1  # share of the pixels
 
@@ -43,6 +48,8 @@ def measure(shape, dtype, device, repetitions):
         loss(logits, target).backward()
 
     times = {name: [] for name in losses}
+    if logits.numel() > LARGE:
+        repetitions = -(-repetitions // 3)
     for repetition in range(repetitions + 2):
         for name, loss in losses.items():
             # The formula takes long, and is here for its order of magnitude.
@@ -85,12 +92,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=21)
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="BxLxHxW", help="only these, and write no record"
+    )
     parser.add_argument("--quick", action="store_true", help="a small batch, few repetitions")
     options = parser.parse_args()
     device = torch.device(options.device)
     shapes, repetitions = SHAPES, options.repetitions
     if options.quick:
         shapes, repetitions = QUICK_SHAPES, 2
+    if options.shapes:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
 
     content = {"ignored": IGNORED, "results": []}
     copied = None
@@ -113,7 +125,8 @@ def main():
                     flush=True,
                 )
             content["results"] += rows
-    print("\n", save("losses", device, options.quick, **content), sep="")
+    if not options.shapes:
+        print("\n", save("losses", device, options.quick, **content), sep="")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from patlib import __version__
 from patlib.config import SCHEMA, complete_settings
 
 # Raise by hand when a change makes earlier results wrong; nothing else than this number and the
@@ -129,7 +130,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "commit": _commit(),
-        "versions": {p: _version(p) for p in ("patlib", *packages)},
+        "versions": {"patlib": __version__, **{p: _version(p) for p in packages}},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
     }

@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(f"{options.grid}: {len(planned)} runs, {len(missing)} to do", flush=True)
     if options.dry_run:
-        print(*missing, sep="\n")
+        for name in missing:
+            print(name)
         return 0
 
     os.environ["OMP_NUM_THREADS"] = str(options.threads or os.environ.get("OMP_NUM_THREADS", 1))

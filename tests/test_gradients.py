@@ -187,7 +187,7 @@ def test_measurement_refuses():
     with pytest.raises(ValueError, match="got reduction='mean'"):
         class_gradients(Uniform(3), [], build_loss("ce", 3))
     images, target = torch.zeros(1, 3, 32, 32), torch.full((1, 32, 32), 255)
-    with pytest.raises(ValueError, match="no valid pixel"):
+    with pytest.raises(ValueError, match="batches must have a valid pixel, got none"):
         class_gradients(Uniform(3), [(images, target)], build_loss("ce", 3, reduction="sum"))
 
 

@@ -302,27 +302,25 @@ LOSSES_ALONE = """
 import sys
 from importlib.metadata import packages_distributions
 
-others = set(packages_distributions()) - {"torch", "numpy", "patlib"}
-# What PyTorch itself cannot do without.
-others -= {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec",
-           "filelock", "nvidia", "triton", "torchgen", "functorch", "cuda", "isympy"}
+import numpy, torch
+
+loaded = {name.partition(".")[0] for name in sys.modules}  # what these need themselves
+others = set(packages_distributions()) - loaded - {"patlib"}
 
 
-class OnlyTorch:
+class NoOthers:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in others:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-sys.meta_path.insert(0, OnlyTorch())
-import torch
+sys.meta_path.insert(0, NoOthers())
+assert "lightning" in others and "matplotlib" in others
 from patlib.losses import LOSSES, build_loss
 
 logits = torch.zeros(2, 3, 4, 5, requires_grad=True)
 for name in LOSSES:
     build_loss(name, 3, class_counts=[3, 2, 1])(logits, torch.zeros(2, 4, 5).long()).backward()
-for name in ("yaml", "lightning", "matplotlib", "torchvision"):
-    assert name not in sys.modules, name
 """
 
 

@@ -54,7 +54,7 @@ def assert_near(path, reference, dtype):
     )
 
 
-@pytest.fixture(params=[8, 2**20], ids=["parts of images", "all images"])
+@pytest.fixture(params=[32, 2**20], ids=["parts of images", "all images"])
 def chunk(request, monkeypatch):
     """Chunks in a buffer, and in the memory of the gradient: see `_chunks`."""
     monkeypatch.setattr(_fused, "CHUNK", request.param)
@@ -84,7 +84,7 @@ def test_paths_agree(name, params, path, monkeypatch):
             if path == "composed":
                 patch.setattr(_fused, "implementation", lambda _: _formula.composed)
             # A pixel, parts of an image, several images, all of them.
-            for chunk in (4, 30, 90, 2**19) if path == "in chunks" else (1,):
+            for chunk in (16, 112, 360, 2**19) if path == "in chunks" else (1,):
                 patch.setattr(_fused, "CHUNK", chunk)
                 assert_near(value_and_gradient(loss, *batch, upstream), expected, dtype)
 
@@ -148,7 +148,7 @@ def test_a_class_that_is_ruled_out(name, params):
 def test_true_class_that_is_ruled_out(name, params, path, dtype, monkeypatch):
     # A logit of -inf at the true class: the loss is infinite, every gradient finite, as of
     # cross-entropy, and that of logits that are as low as can be.
-    monkeypatch.setattr(_fused, "CHUNK", 8)
+    monkeypatch.setattr(_fused, "CHUNK", 32)
     if path == "composed":
         monkeypatch.setattr(_fused, "implementation", lambda _: _formula.composed)
     logits, target = make_batch((2, 4, 6, 5), dtype)
@@ -235,8 +235,8 @@ def memory(step):
 @pytest.mark.parametrize(("name", "params"), [("ldam", {}), ("pat", {"normalize": "weights"})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory(name, params, dtype, monkeypatch):
-    monkeypatch.setattr(_fused, "CHUNK", 100)
-    logits, target = make_batch((2, 4, 80, 50), dtype)
+    monkeypatch.setattr(_fused, "CHUNK", 400)
+    logits, target = make_batch((2, 4, 40, 50), dtype)
     loss = build(name, params)
     loss(logits, target)  # what is made only once
     # A number a pixel, and where there is no rounding the gradient itself; a few more a batch.

@@ -72,7 +72,7 @@ def check_data_params(name: str, params: dict[str, Any]) -> None:
 def count_classes(
     dataset: SegmentationDataset | DecodedSplit, num_classes: int | None = None
 ) -> torch.Tensor:
-    """Valid pixels of each class in a data set: what ``class_counts`` of a loss wants.
+    """Valid pixels of each class in a data set, for the ``class_counts`` of a loss.
 
     Args:
         dataset: a data set, or its arrays together with ``num_classes``.

@@ -76,7 +76,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _key(dataset: SegmentationDataset) -> str:
-    """Hash of everything the arrays come from: settings, and each file's name, size and date."""
+    """Hash of everything the arrays depend on: settings, and each file's name, size and date."""
     stats = {str(f): f.stat() for s in dataset.samples for f in (s.image, s.mask)}
     settings = {
         "version": CACHE_VERSION,
@@ -118,7 +118,7 @@ def _write(entry: Path, split: DecodedSplit) -> None:
             np.save(beside / "histogram.npy", split.histogram)
             (beside / "sha256").write_text(split.fingerprint)
     except OSError:
-        if not entry.is_dir():  # else another process was first: its entry is as good as ours
+        if not entry.is_dir():  # else another process was first, with an equal entry
             raise
 
 

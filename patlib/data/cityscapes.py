@@ -45,7 +45,7 @@ class Cityscapes(SegmentationDataset):
         return {"train": self._part("train"), "test": self._part("val")}
 
     def _part(self, part: str) -> list[Sample]:
-        # Not by torchvision's reader: it takes the order of the file system, trips over stray
+        # Not by torchvision's reader: it takes the order of the file system, fails on stray
         # files, and unpacks archives that it finds in the folder.
         images = self._find(f"leftImg8bit/{part}", "_leftImg8bit.png")
         masks = self._find(f"gtFine/{part}", "_gtFine_labelIds.png")

@@ -1,4 +1,4 @@
-"""What all data sets share: splits, label maps, resizing, and refusing what does not fit."""
+"""Base of the data sets: splits, label maps, resizing, and checks of files."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,18 +52,18 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """
 
     name: ClassVar[str]
-    #: in tables and figures
+    #: name in tables and figures
     label: ClassVar[str]
-    #: drawn instead of read: there is no root
+    #: drawn instead of read from files; root must be None
     drawn: ClassVar[bool] = False
-    #: masks can have unlabelled pixels
+    #: whether masks can have unlabelled pixels
     has_void: ClassVar[bool] = True
     class_names: Sequence[str]
     #: value in the mask file -> class, or 255 for unlabelled
     labels: Mapping[int, int]
     #: the paper's (H, W)
     default_size: ClassVar[tuple[int, int] | None]
-    #: where the data come from and how they must lie
+    #: source of the data and the expected layout of the files
     layout: ClassVar[str]
 
     def __init__(
@@ -100,7 +100,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
-        """The RGB image and the mask (H, W) of one sample, as they lie on disk."""
+        """The RGB image and the mask (H, W) of one sample, as stored."""
         return open_image(sample.image), open_mask(sample.mask)
 
     # -- access ------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         ValueError: ``source`` is something else, the file is damaged or not an image, or its pixels
             are wider than 8 bits (modes I, I;16 and F: PIL would clip them to white).
     """
+    if not isinstance(source, str | Path | Image.Image):
+        raise ValueError(f"image must be a file or an image of PIL, got {type(source).__name__}")
     image = _decode(source)
     what = "image" if isinstance(source, Image.Image) else source
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -72,22 +74,14 @@ def check_image_size(image_size: Any) -> tuple[int, int]:
 
 
 def _decode(source: str | Path | Image.Image) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return _orient(source, "image")
-    if not isinstance(source, str | Path):
-        raise ValueError(f"image must be a file or an image of PIL, got {type(source).__name__}")
+    """A copy of an image in memory, EXIF orientation applied."""
     try:
-        image = Image.open(Path(source).expanduser())
+        if isinstance(source, Image.Image):
+            return ImageOps.exif_transpose(source)
+        with Image.open(Path(source).expanduser()) as image:
+            return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, ... for broken files
-        raise ValueError(f"{source}: the image file cannot be read ({error})") from error
-    with image:
-        return _orient(image, source)
-
-
-def _orient(image: Image.Image, what: object) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)  # always a copy
-    except Exception as error:
+        what = "image" if isinstance(source, Image.Image) else source
         raise ValueError(f"{what}: the image file cannot be read ({error})") from error

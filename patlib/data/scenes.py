@@ -1,4 +1,4 @@
-"""Street-like scenes with a long tail, drawn instead of read: the embedded data set.
+"""Street-like scenes with a long tail, drawn instead of read. Shapes and colours: scenes.yaml.
 
 A scene is a street seen by a driver. Rays from a vanishing point divide it into road, pavement,
 facades and sky; things (cars, pedestrians, signs, ...) stand on it in perspective; in some images

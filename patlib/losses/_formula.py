@@ -41,11 +41,11 @@ def composed(
 ) -> tuple[Tensor, Tensor]:
     """`pixel_loss` in plain PyTorch: what is compiled, and what the fused path must equal."""
     z = x.to(computed_in(x))
-    if adjust:
+    if adjust is not None:
         z = adjust(z, target.clamp_max(x.shape[1] - 1))  # includes scale
     log_p = true_class_log_prob(z, target, ignored)
     w = table.gather(1, target)
-    total = (w * total_of(log_p.detach())).sum() if total_of else w.new_zeros(())
+    total = (w * total_of(log_p.detach())).sum() if total_of is not None else w.new_zeros(())
     return w * f(log_p)[0], total
 
 

@@ -152,7 +152,7 @@ class _InChunks(torch.autograd.Function):
             if ahead:
                 p_flat.scatter_(1, true, p_true.sub_(1))  # p_l - [l = y]
                 torch.mul(p, slope[images, None, pixels], out=ctx.grad[images, :, pixels])
-            if total_of:
+            if total_of is not None:
                 total += (w * total_of(log_p)).sum()
         ctx.save_for_backward(x, target, slope)
         ctx.mark_non_differentiable(total)
@@ -196,12 +196,14 @@ def _chunks(
     if not x.numel():
         return
     dtype = computed_in(x)
-    most = max(CHUNK // num_classes, 1)  # pixels
+    # Pixels. Besides its logits a pixel has some ten intermediate results.
+    most = max(CHUNK // max(num_classes, 16), 1)
     pixels = math.ceil(num_pixels / math.ceil(num_pixels / most))
     in_grad = grad is not None and grad.dtype == dtype and grad.is_contiguous()
     in_grad = in_grad and pixels == num_pixels
-    # At most half of the batch: or buffers of a small one would need more memory than the logits.
-    images = max(min(most // num_pixels, num_images if in_grad else num_images // 2), 1)
+    # At most half of the batch: or the intermediate results of a small one would need more memory
+    # than F.cross_entropy does.
+    images = max(min(most // num_pixels, num_images // 2), 1)
     buffer = None if in_grad else x.new_empty(images * num_classes * pixels, dtype=dtype)
     copy = None
     positions = torch.arange(pixels)
@@ -212,7 +214,7 @@ def _chunks(
             n = label.shape[1]
             true = torch.add(positions[:n], label, alpha=n)
             z = x[part[0], :, part[1]]
-            if adjust:
+            if adjust is not None:
                 z = adjust(z.to(dtype), label)
             elif z.dtype != dtype or not z.is_contiguous():
                 copy = (

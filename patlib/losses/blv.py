@@ -36,11 +36,6 @@ def blv_variation(class_counts: ClassCounts) -> Tensor:
     return rarity / rarity.max().clamp_min(torch.finfo(rarity.dtype).tiny)
 
 
-def check_noise(noise: str, sigma: float) -> float:
-    check_choice("noise", noise, NOISES)
-    return check_number("sigma", sigma, minimum=0)
-
-
 def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
     """A new tensor of one number for each logit, from PyTorch's global generator of the device."""
     drawn = torch.empty_like(logits, dtype=computed_in(logits), requires_grad=False)
@@ -63,23 +58,6 @@ def vary(logits: Tensor, drawn: Tensor, variation: Tensor) -> Tensor:
     for part in rows:
         part.abs_().clamp_max_(1).mul_(per_channel(share, part))
     return drawn.add_(logits)
-
-
-def varied_ce(
-    logits: Tensor,
-    target: Tensor,
-    variation: Tensor,
-    noise: str,
-    sigma: float,
-    training: bool,
-    ignore_index: int | None,
-    reduction: str,
-) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(variation))
-    if training:
-        logits = vary(logits, draw_noise(logits, noise, sigma), variation)
-    loss, _ = pixel_loss(logits, labels, cross_entropy)
-    return reduce(loss, labels, reduction)
 
 
 def blv_loss(
@@ -123,9 +101,10 @@ def blv_loss(
     Source: Wang et al., "Balancing Logit Variation for Long-tailed Semantic Segmentation",
     CVPR 2023.
     """
-    sigma = check_noise(noise, sigma)
-    variation = blv_variation(class_counts)
-    return varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction)
+    loss = BLVLoss(
+        class_counts, noise=noise, sigma=sigma, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss.train(training)(logits, target)
 
 
 class BLVLoss(PixelLoss):
@@ -157,18 +136,14 @@ class BLVLoss(PixelLoss):
     ) -> None:
         variation = blv_variation(class_counts)
         super().__init__(num_classes=len(variation), ignore_index=ignore_index, reduction=reduction)
-        self.noise = noise
-        self.sigma = check_noise(noise, sigma)
+        self.noise = check_choice("noise", noise, NOISES)
+        self.sigma = check_number("sigma", sigma, minimum=0)
         self.register_buffer("variation", variation, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return varied_ce(
-            logits,
-            target,
-            self.variation,
-            self.noise,
-            self.sigma,
-            self.training,
-            self.ignore_index,
-            self.reduction,
-        )
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        if self.training:
+            drawn = draw_noise(logits, self.noise, self.sigma)
+            logits = vary(logits, drawn, self.variation)
+        loss, _ = pixel_loss(logits, labels, cross_entropy)
+        return reduce(loss, labels, self.reduction)

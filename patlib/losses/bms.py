@@ -9,23 +9,6 @@ from ._formula import PixelLoss, computed_in, cross_entropy, per_channel, reduce
 from ._fused import pixel_loss
 
 
-def log_prior(class_counts: ClassCounts) -> Tensor:
-    return fill_absent(check_class_counts(class_counts)).log()
-
-
-def balanced_softmax(
-    logits: Tensor, target: Tensor, log_counts: Tensor, ignore_index: int | None, reduction: str
-) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(log_counts))
-    log_n = log_counts.to(logits.device, computed_in(logits))
-
-    def balanced(x: Tensor, label: Tensor) -> Tensor:
-        return x + per_channel(log_n, x)
-
-    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
-    return reduce(loss, labels, reduction)
-
-
 def bms_loss(
     logits: Tensor,
     target: Tensor,
@@ -57,8 +40,8 @@ def bms_loss(
 
     Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
     """
-    log_counts = log_prior(class_counts)
-    return balanced_softmax(logits, target, log_counts, ignore_index, reduction)
+    loss = BMSLoss(class_counts, ignore_index=ignore_index, reduction=reduction)
+    return loss(logits, target)
 
 
 class BMSLoss(PixelLoss):
@@ -84,11 +67,18 @@ class BMSLoss(PixelLoss):
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
-        log_counts = log_prior(class_counts)
+        log_counts = fill_absent(check_class_counts(class_counts)).log()
         super().__init__(
             num_classes=len(log_counts), ignore_index=ignore_index, reduction=reduction
         )
         self.register_buffer("log_counts", log_counts, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return balanced_softmax(logits, target, self.log_counts, self.ignore_index, self.reduction)
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        log_n = self.log_counts.to(logits.device, computed_in(logits))
+
+        def balanced(x: Tensor, label: Tensor) -> Tensor:
+            return x + per_channel(log_n, x)
+
+        loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
+        return reduce(loss, labels, self.reduction)

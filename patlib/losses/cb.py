@@ -44,14 +44,6 @@ def cb_weights(class_counts: ClassCounts, beta: float | None = None) -> Tensor:
     return weights / weights[counts > 0].mean()
 
 
-def weighted_ce(
-    logits: Tensor, target: Tensor, class_weights: Tensor, ignore_index: int | None, reduction: str
-) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
-    loss, _ = pixel_loss(logits, labels, cross_entropy, weights=class_weights)
-    return reduce(loss, labels, reduction)
-
-
 def cb_loss(
     logits: Tensor,
     target: Tensor,
@@ -89,8 +81,8 @@ def cb_loss(
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019.
     """
-    class_weights = cb_weights(class_counts, beta)
-    return weighted_ce(logits, target, class_weights, ignore_index, reduction)
+    loss = CBLoss(class_counts, beta=beta, ignore_index=ignore_index, reduction=reduction)
+    return loss(logits, target)
 
 
 class CBLoss(PixelLoss):
@@ -125,4 +117,6 @@ class CBLoss(PixelLoss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return weighted_ce(logits, target, self.class_weights, self.ignore_index, self.reduction)
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        loss, _ = pixel_loss(logits, labels, cross_entropy, weights=self.class_weights)
+        return reduce(loss, labels, self.reduction)

@@ -11,19 +11,6 @@ from .cb import cb_weights
 from .focal import check_gamma, focal
 
 
-def weighted_focal(
-    logits: Tensor,
-    target: Tensor,
-    class_weights: Tensor,
-    gamma: float,
-    ignore_index: int | None,
-    reduction: str,
-) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
-    loss, _ = pixel_loss(logits, labels, lambda log_p: focal(log_p, gamma), weights=class_weights)
-    return reduce(loss, labels, reduction)
-
-
 def cb_focal_loss(
     logits: Tensor,
     target: Tensor,
@@ -59,9 +46,10 @@ def cb_focal_loss(
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, on
     the focal loss of Lin et al., ICCV 2017 (softmax form).
     """
-    gamma = check_gamma(gamma)
-    class_weights = cb_weights(class_counts, beta)
-    return weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction)
+    loss = CBFocalLoss(
+        class_counts, gamma=gamma, beta=beta, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss(logits, target)
 
 
 class CBFocalLoss(PixelLoss):
@@ -98,6 +86,8 @@ class CBFocalLoss(PixelLoss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return weighted_focal(
-            logits, target, self.class_weights, self.gamma, self.ignore_index, self.reduction
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        loss, _ = pixel_loss(
+            logits, labels, lambda log_p: focal(log_p, self.gamma), weights=self.class_weights
         )
+        return reduce(loss, labels, self.reduction)

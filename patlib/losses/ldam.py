@@ -37,32 +37,6 @@ def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
     return max_margin * (counts / counts.min()) ** -0.25
 
 
-def check_scale(scale: float) -> float:
-    return check_number("scale", scale, above=0)
-
-
-def margin_ce(
-    logits: Tensor,
-    target: Tensor,
-    margins: Tensor,
-    scale: float,
-    ignore_index: int | None,
-    reduction: str,
-) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(margins))
-    shifts = (-scale * margins).to(logits.device, computed_in(logits))  # -s Δ
-
-    def with_margin(x: Tensor, label: Tensor) -> Tensor:
-        # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
-        if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
-            return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
-        shift = shifts.expand(len(label), -1).gather(1, label)
-        return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
-
-    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
-    return reduce(loss, labels, reduction)
-
-
 def ldam_loss(
     logits: Tensor,
     target: Tensor,
@@ -100,9 +74,14 @@ def ldam_loss(
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
     NeurIPS 2019, Eq. (10) and (13).
     """
-    margins = ldam_margins(class_counts, max_margin)
-    scale = check_scale(scale)
-    return margin_ce(logits, target, margins, scale, ignore_index, reduction)
+    loss = LDAMLoss(
+        class_counts,
+        max_margin=max_margin,
+        scale=scale,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return loss(logits, target)
 
 
 class LDAMLoss(PixelLoss):
@@ -135,10 +114,20 @@ class LDAMLoss(PixelLoss):
         margins = ldam_margins(class_counts, max_margin)
         super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
         self.max_margin = max_margin
-        self.scale = check_scale(scale)
+        self.scale = check_number("scale", scale, above=0)
         self.register_buffer("margins", margins, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return margin_ce(
-            logits, target, self.margins, self.scale, self.ignore_index, self.reduction
-        )
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        scale = self.scale
+        shifts = (-scale * self.margins).to(logits.device, computed_in(logits))  # -s Δ
+
+        def with_margin(x: Tensor, label: Tensor) -> Tensor:
+            # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
+            if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
+                return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
+            shift = shifts.expand(len(label), -1).gather(1, label)
+            return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
+
+        loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
+        return reduce(loss, labels, self.reduction)

@@ -1,7 +1,7 @@
 """Segmentation networks: floating-point images in [0, 1] to linear logits, at any size from 32.
 
-On every network, ``model.classifier`` is the last convolution: what goes into it (a forward hook
-sees it) is the last feature map that all classes share, what comes out are the logits.
+``model.classifier`` is the last convolution of every network. Its input is the last feature map,
+which all classes share, its output the logits; a forward hook sees both.
 """
 
 import inspect

@@ -44,9 +44,9 @@ class EncoderUNet(nn.Module):
         ModuleNotFoundError: segmentation-models-pytorch is not installed.
     """
 
-    #: in tables and figures
+    #: name in tables and figures
     label: ClassVar[str]
-    #: class of segmentation-models-pytorch
+    #: name of the class in segmentation-models-pytorch
     architecture: ClassVar[str]
 
     def __init__(

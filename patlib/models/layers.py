@@ -1,4 +1,4 @@
-"""What the networks have in common: blocks, initial weights, image sizes."""
+"""Parts common to the networks: blocks, initial weights, image sizes."""
 
 from itertools import pairwise
 
@@ -40,7 +40,7 @@ def conv_bn_relu(*channels: int) -> nn.Sequential:
     layers = []
     for inputs, outputs in pairwise(channels):
         layers += [
-            # Batch norm subtracts the mean, so a bias before it could do nothing.
+            # Batch norm subtracts the mean, so a bias before it has no effect.
             nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
