@@ -132,6 +132,10 @@ def test_outputs_are_stored_and_a_failing_notebook_stays_as_it_was(tmp_path, exe
     (cell,) = json.loads(good.read_text())["cells"]
     assert [o["text"] for o in cell["outputs"]] == [["hello []\n"]]  # in an empty folder, no stderr
     assert not {"papermill", "execution"} & set(cell["metadata"])
+    stored = nbformat.read(good, 4)
+    assert stored.metadata["executed"] == execute.fingerprint(stored)
+    stored.cells[0].source += " "
+    assert stored.metadata["executed"] != execute.fingerprint(stored)
     assert bad.read_bytes() == before
     stopped = capsys.readouterr().err
     assert "bad.ipynb FAILED" in stopped and "ValueError: so it is" in stopped
@@ -171,3 +175,12 @@ def test_rows_of_notebooks_side_by_side_are_all_kept(tmp_path, execute, monkeypa
             row["notebook"] for row in csv.DictReader(file)
         ] == names  # one that is gone: no row
     assert held.count("read_rows") == held.count("write_text") == 9
+
+
+def test_every_stored_notebook_was_executed_as_it_is(execute):
+    stored = {path.stem: nbformat.read(path, 4) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    edited = [n for n, c in stored.items() if c.metadata.get("executed") != execute.fingerprint(c)]
+    assert not edited, "python book/execute.py notebooks/NAME.ipynb"
+    with open(ROOT / "book" / "executed.csv", newline="") as file:
+        status = {row["notebook"]: row["status"] for row in csv.DictReader(file)}
+    assert status == dict.fromkeys(stored, "succeeded")

@@ -47,7 +47,8 @@ def plot_scores_over(
         panel = table[table[panels] == title]
         several = panel[panel.groupby(["line", x])["score"].transform("size") > 1]
         sns.lineplot(panel, **style, errorbar=None, markersize=8, ax=axis)
-        sns.scatterplot(several, **style, s=22, alpha=0.65, legend=False, ax=axis)
+        if len(several):
+            sns.scatterplot(several, **style, s=22, alpha=0.65, legend=False, ax=axis)
         for (label, level), dashes in zip((levels or {}).items(), ("--", ":"), strict=False):
             axis.axhline(level[title], color="black", linestyle=dashes, linewidth=1, label=label)
         if log:

@@ -61,7 +61,7 @@ def plot_scores(
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
         table = table.assign(score=100 * table["score"])
         middle = (table["score"].min() + table["score"].max()) / 2
-        means = table.groupby("method", sort=False)["score"].mean()
+        means = table.groupby("method")["score"].mean().reindex(methods)
         axis.axvline(means.iloc[0], color="black", linestyle="--", linewidth=0.8)
         several = table.groupby("method")["score"].transform("count") > 1
         sns.stripplot(
@@ -212,7 +212,7 @@ def plot_validation(panels: Mapping[str, Iterable[Run]], ncols: int = 3) -> Figu
         sns.lineplot(
             panel, x="epoch", y="validation_miou", hue="method", style="method", palette=colors,
             markers=markers, dashes=True, errorbar=("pi", 100), err_kws={"alpha": 0.13, "lw": 0},
-            markersize=6, markevery=every, linewidth=1.3, ax=axis,
+            markersize=8, markeredgewidth=0.3, markevery=every, linewidth=1.3, ax=axis,
         )  # fmt: skip
         axis.set(title=title, xlabel="epoch", ylabel="validation mIoU (%)")
         axis.xaxis.get_major_locator().set_params(integer=True)
