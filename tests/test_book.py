@@ -251,7 +251,7 @@ def test_search_finds(browser, address):
 
 @pytest.fixture
 def figure(browser, tmp_path):
-    """The figure alone in a dark figure, 800 pixels wide."""
+    """The figure alone in a dark page, 800 pixels wide."""
     file = tmp_path / "page.html"
     file.write_text(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>figure</title>'
@@ -259,6 +259,7 @@ def figure(browser, tmp_path):
         f'<body style="background: #111; color: #eee">{interactive_curves()}'
     )
     resize(browser, 800)
+    browser.get_log("browser")  # of pages visited before
     browser.get(file.as_uri())
     yield browser
     # No error, nothing that could not be loaded; what the theme says of itself is not one.

@@ -72,9 +72,11 @@ class Run:
         return path
 
     def images(self) -> dict[str, np.ndarray]:
-        """``counts`` int32 (N, 3, L), ``shown`` (K,) and ``labels`` uint8 (K, H, W).
+        """What the run keeps of its N test images.
 
-        See :func:`patlib.training.describe_images`.
+        Returns:
+            ``counts`` int32 (N, 3, L), true positives, true and predicted pixels of each class;
+            ``labels`` uint8 (K, H, W), predicted labels of K images; ``shown`` (K,), their numbers.
         """
         with np.load(self.images_path) as file:
             return {name: file[name] for name in ("counts", "shown", "labels")}
