@@ -7,10 +7,11 @@ BIN := .venv/bin
 
 .PHONY: test book bench clean
 
+# One worker a core. The tests of a file, and the cells of a notebook, run in order on one of them.
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # What a killed run leaves behind, a lock or half a result, does not stop the next one. All pages are
 # written anew: that takes seconds, and a warning shows only on a page that is.
@@ -23,9 +24,11 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/figure6.py
 
-.venv/installed: pyproject.toml
+# The variable, unlike the option --constraint, takes the place of constraints that pip's own
+# configuration may name: two exact versions of one package cannot both be installed.
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[book,test]"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable ".[all]"
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,20 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the kernels of notebooks and other processes, too
 
 
-def pytest_sessionstart(session):
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist; this is done once, before them
+        return
     # The notebooks' demonstration is trained afresh, never read back.
     shutil.rmtree(Path(__file__).parent / "notebooks" / "runs" / "demo", ignore_errors=True)
+    # The notebooks that nbval runs do not read or fill the user's cache; own_cache is for tests.
+    cache = tempfile.TemporaryDirectory(prefix="patlib-cache-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["PATLIB_CACHE"] = cache.name
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """No test reads or fills the user's cache."""
+    """No test reads or fills the user's cache, or that of another test."""
     monkeypatch.setenv("PATLIB_CACHE", str(tmp_path / "cache"))
 
 

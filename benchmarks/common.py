@@ -8,6 +8,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop
+
 import torch
 import torch.nn.functional as F
 
@@ -81,6 +83,28 @@ def seconds(function, device: torch.device) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
+
+
+def peak_bytes(step, device) -> int:
+    """Most bytes allocated at once during a call, above those before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    peak = now = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        now += change
+        peak = max(peak, now)
+    return peak
 
 
 def save(name: str, device: torch.device, quick: bool, **content) -> Path:

@@ -32,13 +32,13 @@ from common import (
     BASELINE,
     TEXTBOOK_CE,
     TEXTBOOK_PAT,
+    peak_bytes,
     save,
     seconds,
     spread,
     textbook_ce,
     textbook_pat,
 )
-from losses import peak_bytes
 
 from patlib.losses import LOSSES, build_loss
 from patlib.models import build_model

@@ -1,24 +1,26 @@
 """Time and memory of the losses, forward and backward, beside `F.cross_entropy`.
 
-    python benchmarks/losses.py [--device cpu|cuda] [--quick]
+    python benchmarks/losses.py [--device cpu|cuda] [--quick] [--shapes 8x13x72x96 ...]
 
 In each repetition every loss runs once, one after the other, so that whatever else the machine
 does meets them all; a ratio is the median of the ratios within a repetition. Memory is the peak of
 what is allocated above the logits and the target, the gradient included. Prints a table and writes
-benchmarks/records/losses-<device>.json.
+benchmarks/records/losses-<device>.json; only the table with --shapes.
 """
 
 import argparse
-import os
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop
 
 import torch
-from common import BASELINE, TEXTBOOK_PAT, save, seconds, spread, textbook_pat
+from common import BASELINE, TEXTBOOK_PAT, peak_bytes, save, seconds, spread, textbook_pat
 
 from patlib.losses import LOSSES, build_loss
 
-SHAPES = [(8, 14, 256, 340), (8, 20, 256, 512), (4, 3, 256, 256), (2, 150, 512, 512)]
+# (B, L, H, W) of training on small images, where the fixed costs of a call show, and on large.
+SHAPES = [
+    *((8, 11, 96, 128), (8, 13, 72, 96), (2, 14, 128, 170), (4, 3, 256, 256)),
+    *((8, 14, 256, 340), (8, 20, 256, 512), (2, 150, 512, 512)),
+]
+LARGE = 2**23  # logits, above which a third of the repetitions is enough
 QUICK_SHAPES = [(2, 5, 16, 24)]
 IGNORED = 0.1  # share of the pixels
 
@@ -29,28 +31,6 @@ def make_batch(shape, dtype, device):
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
     target[torch.rand(target.shape, generator=generator) < IGNORED] = 255
     return logits, target.to(device)
-
-
-def peak_bytes(step, device) -> int:
-    """Most bytes allocated at once during a call, above those before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        step()
-    events = profile.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    peak = now = 0
-    for _, change in sorted(changes, key=lambda change: change[0]):
-        now += change
-        peak = max(peak, now)
-    return peak
 
 
 def measure(shape, dtype, device, repetitions):
@@ -68,6 +48,8 @@ def measure(shape, dtype, device, repetitions):
         loss(logits, target).backward()
 
     times = {name: [] for name in losses}
+    if logits.numel() > LARGE:
+        repetitions = -(-repetitions // 3)
     for repetition in range(repetitions + 2):
         for name, loss in losses.items():
             # The formula takes long, and is here for its order of magnitude.
@@ -110,12 +92,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=21)
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="BxLxHxW", help="only these, and write no record"
+    )
     parser.add_argument("--quick", action="store_true", help="a small batch, few repetitions")
     options = parser.parse_args()
     device = torch.device(options.device)
     shapes, repetitions = SHAPES, options.repetitions
     if options.quick:
         shapes, repetitions = QUICK_SHAPES, 2
+    if options.shapes:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
 
     content = {"ignored": IGNORED, "results": []}
     copied = None
@@ -138,7 +125,8 @@ def main():
                     flush=True,
                 )
             content["results"] += rows
-    print("\n", save("losses", device, options.quick, **content), sep="")
+    if not options.shapes:
+        print("\n", save("losses", device, options.quick, **content), sep="")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from patlib import RunConfig, train
 from patlib.data import build_dataset, count_classes, load_arrays
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
-from patlib.training import Images
+from patlib.training import SplitTensors
 
 NUM_CLASSES, BATCH = 11, 8
 MODEL_PARAMS = {"segnet": {"width": 16}, "attention_unet": {"width": 16}}
@@ -144,7 +144,7 @@ def main():
     )
     arrays = load_arrays(dataset)
     counts = count_classes(arrays, NUM_CLASSES)
-    images = Images(arrays, device)
+    images = SplitTensors(arrays, device)
     assert len(images) // BATCH >= len(LOSSES) + len(MODELS), "an epoch has a batch for each pair"
 
     losses = measure_losses(config, images, counts, repetitions, device)

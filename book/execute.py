@@ -6,7 +6,7 @@ as it was. Status, time and surroundings go into executed.csv, which the book's 
 """
 
 import csv
-import fcntl
+import hashlib
 import io
 import os
 import platform
@@ -21,6 +21,7 @@ from pathlib import Path
 # Two notebooks side by side on two cores: more threads would only wait on each other. Before torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import filelock
 import nbformat
 import papermill
 import torch
@@ -29,6 +30,8 @@ from patlib.records import provenance, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "book" / "executed.csv"
+LOCK = ROOT / "_build" / "executed.lock"
+COLUMNS = ["notebook", "status", "seconds", "date (UTC)", "device", "versions", "commit"]
 SHOWN = ("patlib", "torch", "lightning", "numpy")
 
 
@@ -65,6 +68,7 @@ def execute(notebook: Path) -> bool:
 def store(content: nbformat.NotebookNode, notebook: Path) -> None:
     """Put an executed notebook in the place of the old one, whole."""
     content.metadata.pop("papermill", None)
+    content.metadata["executed"] = fingerprint(content)
     for cell in content.cells:
         for volatile in ("papermill", "execution"):
             cell.metadata.pop(volatile, None)
@@ -73,22 +77,32 @@ def store(content: nbformat.NotebookNode, notebook: Path) -> None:
     write_text(notebook, nbformat.writes(content) + "\n")
 
 
+def fingerprint(content: nbformat.NotebookNode) -> str:
+    """SHA-256 of the code: tells if a notebook was edited after it was executed."""
+    code = [cell.source for cell in content.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
+
+
 def note(row: dict, notebooks: Path) -> None:
     """Replace the row of a notebook; one that is no longer in the folder has none."""
-    with open(__file__) as lock:  # others may be at it; a killed process holds nothing
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = {}
-        if EXECUTED.is_file():
-            with open(EXECUTED, newline="") as file:
-                rows = {row["notebook"]: row for row in csv.DictReader(file)}
-        rows[row["notebook"]] = row
-        rows = {name: r for name, r in rows.items() if (notebooks / f"{name}.ipynb").is_file()}
-        columns = ["notebook", "status", "seconds", "date (UTC)", "device", "versions", "commit"]
+    LOCK.parent.mkdir(exist_ok=True)
+    # Another process may be doing the same. executed.csv is replaced, so the lock is another file.
+    with filelock.FileLock(LOCK):
+        rows = {**read_rows(), row["notebook"]: row}
+        rows = [rows[name] for name in sorted(rows) if (notebooks / f"{name}.ipynb").is_file()]
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+        writer.writerows(rows)
         write_text(EXECUTED, text.getvalue())
+
+
+def read_rows() -> dict[str, dict]:
+    """The rows of executed.csv: name of a notebook -> row."""
+    if not EXECUTED.is_file():
+        return {}
+    with open(EXECUTED, newline="") as file:
+        return {row["notebook"]: row for row in csv.DictReader(file)}
 
 
 def commit(notebook: Path) -> str:
@@ -100,7 +114,7 @@ def commit(notebook: Path) -> str:
         ).stdout.strip()
 
     try:
-        read = ("patlib", "study", "benchmarks", str(notebook.resolve()))
+        read = ("patlib", "book/figures", "study", "benchmarks", str(notebook.resolve()))
         changed = git("status", "--porcelain", "--", *read)
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

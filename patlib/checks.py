@@ -19,15 +19,16 @@ def check_number(
     value: Any,
     *,
     minimum: float = -math.inf,
+    maximum: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """Return ``value`` as a float if it is finite, >= minimum, > above and < below."""
+    """Return ``value`` as a float if it is finite and within all bounds."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     # Never true of NaN or ±inf, whatever the bounds.
-    if real and value >= minimum and above < value < below:
+    if real and minimum <= value <= maximum and above < value < below:
         return float(value)
-    bounds = ((">=", minimum), (">", above), ("<", below))
+    bounds = ((">=", minimum), (">", above), ("<=", maximum), ("<", below))
     allowed = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
     hint = ""
     if isinstance(value, str) and _is_number(value):
@@ -37,12 +38,17 @@ def check_number(
     raise ValueError(f"{message}, got {value!r}{hint}")
 
 
-def check_integer(name: str, value: Any, *, minimum: int | None = None) -> int:
-    """Return ``value`` as an int if it is a whole number >= minimum; True and False are not."""
+def check_integer(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Return ``value`` as an int if it is a whole number within the bounds, not True or False."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or (minimum is not None and value < minimum):
-        bound = "" if minimum is None else f" >= {minimum}"
-        raise ValueError(f"{name} must be an integer{bound}, got {value!r}")
+    below = whole and minimum is not None and value < minimum
+    above = whole and maximum is not None and value > maximum
+    if not whole or below or above:
+        bounds = ((">=", minimum), ("<=", maximum))
+        allowed = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+        raise ValueError(f"{f'{name} must be an integer {allowed}'.rstrip()}, got {value!r}")
     return int(value)
 
 

@@ -1,16 +1,30 @@
-"""What a training run is: a checked set of values."""
+"""The configuration of a training run, and the identity that its record is found by.
+
+The settings of a run are all fields of :class:`RunConfig` but those of ``PLACEMENT``, with the
+parameters of data set, loss and model spelled out. Its identity (:func:`identity`) holds only the
+settings that differ from the defaults in ``schema_1.json``. These defaults stay as they are, so
+that the identity of a run, and the name of its record, outlast new fields, new parameters and
+changed defaults:
+
+- A new field or parameter is entered in ``schema_1.json`` with the value that gives the results of
+  before. Until then its default in the code counts.
+- If a default in the code changes, the default in ``schema_1.json`` does not.
+"""
 
 import dataclasses
 import inspect
-import math
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from patlib.checks import check_choice, check_integer, check_number
 from patlib.data import DATASETS, SegmentationDataset, Synthetic, check_data_params
-from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES, check_choice, check_image_size
+from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES
+from patlib.data.images import check_image_size
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
 
@@ -20,13 +34,25 @@ DEVICES = ("auto", "cpu", "cuda")
 # What training gives to every loss itself.
 GIVEN_TO_LOSSES = ("num_classes", "class_counts", "ignore_index", "reduction")
 
-# Where a run reads and writes; it has no influence on the result and is not part of its identity.
-PLACES = ("data_root", "output_dir")
+#: the folders that a run reads from and writes to
+PATHS = ("data_root", "output_dir")
+#: the fields that do not make a run another run: where it reads, writes and computes
+PLACEMENT = (*PATHS, "device", "devices")
+
+#: the number of the schema, which stands in records and in the hash of their names
+SCHEMA = 1
+#: its defaults: of the fields, and of the parameters of each data set, loss and model
+SCHEMA_DEFAULTS: dict[str, dict] = json.loads(
+    Path(__file__).with_name(f"schema_{SCHEMA}.json").read_text()
+)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of one training run. Wrong names and values are refused when it is made.
+
+    Whether this machine can run it is asked by :func:`patlib.train`, so that a run made on a GPU
+    can be described anywhere.
 
     Args:
         dataset: ``"synthetic"``, ``"oxford_pet"``, ``"cityscapes"``, ``"nyuv2"``, ``"camvid"`` or
@@ -61,14 +87,14 @@ class RunConfig:
 
     dataset: str = "synthetic"
     data_root: str | None = None
-    data_params: Mapping = field(default_factory=dict)
+    data_params: Mapping[str, Any] = field(default_factory=dict)
     split_scheme: str = "official"
     void: str = "ignore"
     image_size: tuple[int, int] | None = None
     loss: str = "pat"
-    loss_params: Mapping = field(default_factory=dict)
+    loss_params: Mapping[str, Any] = field(default_factory=dict)
     model: str = "segnet"
-    model_params: Mapping = field(default_factory=dict)
+    model_params: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -79,37 +105,37 @@ class RunConfig:
     seed: int = 0
     output_dir: str = "runs/default"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("data_params", "loss_params", "model_params"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
                 raise ValueError(
-                    f"{name}={value!r} is not allowed: it takes a mapping of parameter names to "
-                    "values, such as {'temperature': 20.0}"
+                    f"{name} must be a mapping of parameter names to values, such as "
+                    f"{{'temperature': 20.0}}, got {value!r}"
                 )
-            object.__setattr__(self, name, dict(value))
-        for name in PLACES:
+            self._set(name, dict(value))
+        for name in PATHS:
             value = getattr(self, name)
             if isinstance(value, Path):
-                object.__setattr__(self, name, str(value))
+                self._set(name, str(value))
             elif not (
                 (isinstance(value, str) and value) or (value is None and name == "data_root")
             ):
-                raise ValueError(f"{name}={value!r} is not allowed: it takes the path of a folder")
+                raise ValueError(f"{name} must be the path of a folder, got {value!r}")
 
         if self.image_size is not None:
-            object.__setattr__(self, "image_size", check_image_size(self.image_size))
+            self._set("image_size", check_image_size(self.image_size))
         check_data_params(self.dataset, self.data_params)
         if self.dataset == "synthetic":  # needs no files to check the values as well
             Synthetic(image_size=self.image_size, **self.data_params)
-        if (self.data_root is None) != (self.dataset == "synthetic"):
-            raise ValueError(
-                f"data_root={self.data_root!r} is not allowed: "
-                + (
-                    "'synthetic' is drawn and has no folder, leave it out"
-                    if self.dataset == "synthetic"
-                    else f"the data set {self.dataset!r} is read from a folder, name it"
+            if self.data_root is not None:
+                raise ValueError(
+                    "data_root must be None for the data set 'synthetic', which is drawn, got "
+                    f"{self.data_root!r}"
                 )
+        elif self.data_root is None:
+            raise ValueError(
+                f"data_root must be the folder of the data set {self.dataset!r}, got None"
             )
         check_choice("split_scheme", self.split_scheme, SPLIT_SCHEMES)
         check_choice("void", self.void, VOID_MODES)
@@ -118,31 +144,24 @@ class RunConfig:
         for param in self.loss_params:
             if param in GIVEN_TO_LOSSES:
                 raise ValueError(
-                    f"loss_params={self.loss_params!r} is not allowed: training sets {param} itself"
+                    f"loss_params must not have {param!r}, which training sets itself, got "
+                    f"{self.loss_params!r}"
                 )
-        # The numbers of classes are not known yet; names and values of parameters are checked.
+        # The number of classes is not known yet; names and values of parameters are checked.
         build_loss(self.loss, num_classes=2, class_counts=torch.ones(2), **self.loss_params)
-        with torch.device("meta"):
-            build_model(self.model, num_classes=2, **self.model_params)
+        _check_model_params(self.model, self.model_params)
 
         for name in ("epochs", "batch_size", "devices"):
-            self._check_number(name, int, minimum=1)
-        self._check_number("seed", int, minimum=0)
-        self._check_number("learning_rate", float, minimum=0.0, exclusive=True)
-        self._check_number("weight_decay", float, minimum=0.0)
+            self._set(name, check_integer(name, getattr(self, name), minimum=1))
+        self._set("seed", check_integer("seed", self.seed, minimum=0))
+        self._set("learning_rate", check_number("learning_rate", self.learning_rate, above=0))
+        self._set("weight_decay", check_number("weight_decay", self.weight_decay, minimum=0))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("device", self.device, DEVICES)
-        if self.device == "cuda" and torch.cuda.device_count() < self.devices:
-            raise ValueError(
-                f"device='cuda' with devices={self.devices} is not allowed here: this machine has "
-                f"{torch.cuda.device_count()} CUDA device(s)"
-            )
-        if self.precision == "16-mixed" and self.accelerator == "cpu":
-            raise ValueError("precision='16-mixed' is not allowed on a CPU: take 'bf16-mixed'")
         if self.batch_size % self.devices:
             raise ValueError(
-                f"batch_size={self.batch_size} is not allowed with devices={self.devices}: it is "
-                "the total over all devices and must be divisible by their number"
+                "batch_size, the total over all devices, must be divisible by devices="
+                f"{self.devices}, got {self.batch_size}"
             )
 
     @property
@@ -152,45 +171,124 @@ class RunConfig:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Values fit for JSON; ``RunConfig(**config.to_dict())`` gives the same again."""
         values = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    def identity(self) -> dict:
-        """The settings that the result depends on: all but where it reads and writes.
+    def settings(self) -> dict[str, Any]:
+        """The settings that the result depends on: all fields but those of ``PLACEMENT``.
 
-        Parameters of data, loss and model that were not given stand there with their defaults;
-        ``device`` is what it means on this machine, ``"cpu"`` or ``"cuda"``.
+        Parameters of data set, loss and model that were not given stand there with their defaults.
         """
-        values = {k: v for k, v in self.to_dict().items() if k not in PLACES}
-        of_all_data_sets = inspect.signature(SegmentationDataset).parameters
-        for name, function, given_elsewhere in (
-            ("data_params", DATASETS[self.dataset], of_all_data_sets),
-            ("loss_params", LOSSES[self.loss], GIVEN_TO_LOSSES),
-            ("model_params", MODELS[self.model], GIVEN_TO_LOSSES),
-        ):
-            values[name] = _complete(values[name], function, given_elsewhere)
-        return {**values, "device": self.accelerator}
+        values = {k: v for k, v in self.to_dict().items() if k not in PLACEMENT}
+        of_schema = default_settings(values)
+        for part in _PARAMETERS:
+            given, defaults = values[part], of_schema[part]
+            # 2 for 2.0 is the same run.
+            floats = {k: float(v) for k, v in given.items() if isinstance(defaults.get(k), float)}
+            values[part] = {**parameter_defaults(part, values), **given, **floats}
+        return values
 
-    def _check_number(self, name: str, kind: type, minimum, exclusive: bool = False) -> None:
-        value = getattr(self, name)
-        number = (int, float) if kind is float else int
-        ok = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
-        if not ok or value < minimum or (exclusive and value == minimum):
-            what = "a whole number" if kind is int else "a number"
-            bound = "greater than" if exclusive else "of at least"
-            raise ValueError(f"{name}={value!r} is not allowed: it takes {what} {bound} {minimum}")
-        object.__setattr__(self, name, kind(value))
+    def identity(self) -> dict[str, Any]:
+        """The settings that differ from the defaults of the schema, see :func:`identity`."""
+        return identity(self.settings())
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
 
-def _complete(given: dict, function, given_elsewhere) -> dict:
-    """Parameters of a data set, loss or model, with the defaults of those that were not given."""
-    defaults = {
+_checked_models: set[tuple[Callable, str]] = set()
+
+
+def _check_model_params(model: str, params: Mapping[str, Any]) -> None:
+    """Refuse wrong names and values; what was checked is known, because a grid has many runs."""
+    key = (MODELS[model], repr(params))
+    if key not in _checked_models:
+        with torch.device("meta"):
+            build_model(model, num_classes=2, **params)
+        _checked_models.add(key)
+
+
+# Field of parameters -> field that names what has them, what has them by name, and which of its
+# arguments are no parameters of a run.
+_PARAMETERS: dict[str, tuple[str, Mapping[str, Callable], tuple[str, ...]]] = {
+    "data_params": ("dataset", DATASETS, tuple(inspect.signature(SegmentationDataset).parameters)),
+    "loss_params": ("loss", LOSSES, GIVEN_TO_LOSSES),
+    "model_params": ("model", MODELS, GIVEN_TO_LOSSES),
+}
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run itself: those of its settings that differ from the defaults of the schema.
+
+    A setting that the schema does not have is compared with its default in the code.
+
+    Args:
+        settings: of a run, all of them, as from :meth:`patlib.RunConfig.settings`.
+
+    Returns:
+        The settings that differ. ``data_params``, ``loss_params`` and ``model_params`` hold the
+        parameters that differ, and are left out if none does.
+    """
+    defaults = default_settings(settings)
+    different = {}
+    for name, value in settings.items():
+        if name in _PARAMETERS:
+            value = {
+                k: v for k, v in value.items() if k not in defaults[name] or v != defaults[name][k]
+            }
+            if value:
+                different[name] = value
+        elif name not in defaults or value != defaults[name]:
+            different[name] = value
+    return different
+
+
+def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record, with those added that came into patlib after it was made."""
+    defaults = default_settings(settings)
+    return {
+        **defaults,
+        **settings,
+        **{name: {**defaults[name], **settings.get(name, {})} for name in _PARAMETERS},
+    }
+
+
+def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the schema, and of the code for what the schema does not have.
+
+    Args:
+        settings: name the data set, the loss and the model whose parameters are wanted.
+    """
+    in_code = {
+        f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
+        for f in dataclasses.fields(RunConfig)
+        if f.name not in PLACEMENT
+    }
+    defaults = {**in_code, **SCHEMA_DEFAULTS["settings"]}
+    for part, (kind, _, _) in _PARAMETERS.items():
+        name = settings.get(kind, defaults[kind])
+        defaults[part] = {
+            **parameter_defaults(part, {kind: name}),
+            **SCHEMA_DEFAULTS[part].get(name, {}),
+        }
+    return defaults
+
+
+def parameter_defaults(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults in the code of the parameters of a run's data set, loss or model.
+
+    Args:
+        part: ``"data_params"``, ``"loss_params"`` or ``"model_params"``.
+        settings: name the data set, the loss and the model. One that patlib does not have (any
+            more) has no parameters.
+    """
+    kind, known, given_elsewhere = _PARAMETERS[part]
+    if settings[kind] not in known:
+        return {}
+    return {
         name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in inspect.signature(known[settings[kind]]).parameters.items()
         if parameter.default is not parameter.empty and name not in given_elsewhere
     }
-    # 2 for 2.0 is the same run.
-    floats = {k: float(v) for k, v in given.items() if isinstance(defaults.get(k), float)}
-    return {**defaults, **given, **floats}

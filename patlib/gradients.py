@@ -13,19 +13,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patlib.checks import check_integer
 from patlib.config import RunConfig
-from patlib.data import build_dataset, count_classes, load_arrays
+from patlib.data import count_classes, load_arrays
 from patlib.losses import build_loss
-from patlib.models import build_model
 from patlib.prediction import load_model
-from patlib.training import Images, _mix, cosine
+from patlib.training import Learner, SplitTensors, open_split
 
 #: with respect to what: the logits; the feature map that goes into ``model.classifier``; the
 #: weights of ``model.classifier``; all parameters of the network
-PLACES = ("logits", "features", "classifier", "network")
+LAYERS = ("logits", "features", "classifier", "network")
 
 
 class ClassGradients(NamedTuple):
@@ -35,7 +36,7 @@ class ClassGradients(NamedTuple):
         images: number of the image, int (M,), in the order seen.
         classes: the class l, int (M,).
         sizes: S, its valid pixels in the image, int (M,).
-        norms: place (of ``PLACES``) -> ||∂L_l(x_i)/∂place||, Euclidean, float (M,).
+        norms: layer (of ``LAYERS``) -> ||∂L_l(x_i)/∂layer||, Euclidean, float (M,).
     """
 
     images: np.ndarray
@@ -71,7 +72,7 @@ def class_gradients(
         model: a network of :mod:`patlib.models`.
         batches: images (B, 3, H, W) and targets (B, H, W), on the device of the model.
         loss: a loss of :mod:`patlib.losses` with ``reduction="sum"``, so that the gradient of an
-            image does not hang on the number of images or pixels beside it. A pixel's gradient
+            image does not depend on the number of images or pixels beside it. A pixel's gradient
             must come from its own loss alone, as in all of these.
         whole_network: also follow each class of each image through all layers (``"network"``):
             a backward pass of the batch for every pair.
@@ -80,10 +81,7 @@ def class_gradients(
         ValueError: the loss has another reduction, or the batches have no valid pixel.
     """
     if loss.reduction != "sum":
-        raise ValueError(
-            f"loss with reduction={loss.reduction!r} is not allowed: it takes one with "
-            "reduction='sum'"
-        )
+        raise ValueError(f"loss must have reduction='sum', got reduction={loss.reduction!r}")
     model = copy.deepcopy(model).train().requires_grad_(whole_network)
     parameters = list(model.parameters())
     seen = {}
@@ -114,12 +112,12 @@ def class_gradients(
                 ]
             image = [first + i] * len(classes)
             rows += zip(image, classes.tolist(), sizes.tolist(), *norms.values(), strict=True)
-            places = list(norms)
+            layers = list(norms)
         first += len(target)
     if not rows:
-        raise ValueError("batches are not allowed: there is no valid pixel in them")
+        raise ValueError("batches must have a valid pixel, got none")
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return ClassGradients(*columns[:3], dict(zip(places, columns[3:], strict=True)))
+    return ClassGradients(*columns[:3], dict(zip(layers, columns[3:], strict=True)))
 
 
 def _classifier_norms(classifier, features, gradient, label, classes) -> dict[str, list[float]]:
@@ -220,27 +218,27 @@ def summarise(gradients: ClassGradients) -> dict[str, dict]:
     """What is recorded of a measurement, fit for JSON, to five digits.
 
     Returns:
-        place -> ``images`` and ``pairs`` (how many), ``exponent`` (value, low, high), ``ratio``
+        layer -> ``images`` and ``pairs`` (how many), ``exponent`` (value, low, high), ``ratio``
         (see :func:`class_ratio`), and of the classes that occur ``classes`` (their numbers),
         ``sizes`` and ``norms``: the geometric means over images of S and of the gradient's norm.
     """
-    found = np.unique(gradients.classes)
+    classes = np.unique(gradients.classes)
 
-    def means(values):
+    def means(values: np.ndarray) -> list[float]:
         logs = np.log(values)
-        return [_short(np.exp(logs[gradients.classes == c].mean())) for c in found]
+        return [_short(np.exp(logs[gradients.classes == c].mean())) for c in classes]
 
     return {
-        place: {
+        layer: {
             "images": len(np.unique(gradients.images)),
             "pairs": len(gradients.images),
             "exponent": [_short(v) for v in fit_exponent(gradients.sizes, norms, gradients.images)],
             "ratio": _short(class_ratio(norms, gradients.images)),
-            "classes": found.tolist(),
+            "classes": classes.tolist(),
             "sizes": means(gradients.sizes),
             "norms": means(norms),
         }
-        for place, norms in gradients.norms.items()
+        for layer, norms in gradients.norms.items()
     }
 
 
@@ -266,8 +264,7 @@ def measure(
     Raises:
         ValueError: num_images is less than 1.
     """
-    if not isinstance(num_images, int) or num_images < 1:
-        raise ValueError(f"num_images={num_images!r} is not allowed: it takes a whole number >= 1")
+    num_images = check_integer("num_images", num_images, minimum=1)
     images, num_classes, class_counts = _training_data(config)
     loss = build_loss(
         config.loss, num_classes, class_counts, reduction="sum", **config.loss_params
@@ -303,47 +300,21 @@ def training_states(config: RunConfig, epochs: Sequence[int]) -> Iterator[tuple[
     increasing = len(epochs) > 0 and list(epochs) == sorted(set(epochs))
     if not increasing or epochs[0] < 0 or epochs[-1] > config.epochs:
         raise ValueError(
-            f"epochs={epochs!r} is not allowed: it takes increasing numbers from 0 to "
-            f"{config.epochs}, the epochs of the run"
+            f"epochs must be increasing numbers from 0 to {config.epochs}, got {epochs!r}"
         )
     if config.precision != "32-true" or config.devices != 1:
         raise ValueError(
-            f"precision={config.precision!r} with devices={config.devices} is not allowed: states "
-            "are taken in '32-true' on one device"
+            "precision must be '32-true' and devices 1, got "
+            f"{config.precision!r} and {config.devices}"
         )
     images, num_classes, class_counts = _training_data(config)
-    if config.batch_size > len(images):
-        raise ValueError(
-            f"batch_size={config.batch_size} is not allowed: the training split of "
-            f"{config.dataset!r} has {len(images)} images"
-        )
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes, **config.model_params)
-    model = model.to(images.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    loss_function = build_loss(config.loss, num_classes, class_counts, **config.loss_params)
-    loss_function = loss_function.to(images.device)
-    steps = len(images) // config.batch_size
+    fabric = Fabric(accelerator=config.accelerator, devices=1)
+    learner = Learner(fabric, config, images, num_classes, class_counts)
     for epoch in range(epochs[-1] + 1):
         if epoch in epochs:
-            yield epoch, copy.deepcopy(model)
-        if epoch == epochs[-1]:
-            return
-        model.train()
-        torch.manual_seed(_mix(config.seed, epoch, 0))
-        for i, (image, target) in enumerate(images.shuffled_batches(config, epoch, rank=0)):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine(
-                    epoch * steps + i, steps * config.epochs
-                )
-            loss = loss_function(model(image), target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        if not loss.isfinite():
-            raise FloatingPointError(f"the training loss became {loss.item()} in epoch {epoch + 1}")
+            yield epoch, copy.deepcopy(learner.network)
+        if epoch < epochs[-1]:
+            learner.train_epoch(epoch)
 
 
 def finished_run(
@@ -365,17 +336,9 @@ def finished_run(
     return config, states
 
 
-def _training_data(config: RunConfig) -> tuple[Images, int, Tensor]:
+def _training_data(config: RunConfig) -> tuple[SplitTensors, int, Tensor]:
     """Training images on the device of the run, number of classes, pixels per class."""
-    dataset = build_dataset(
-        config.dataset,
-        config.data_root,
-        "train",
-        config.image_size,
-        config.split_scheme,
-        config.void,
-        **config.data_params,
-    )
+    dataset = open_split(config, "train")
     arrays = load_arrays(dataset)
     counts = count_classes(arrays, dataset.num_classes)
-    return Images(arrays, torch.device(config.accelerator)), dataset.num_classes, counts
+    return SplitTensors(arrays, torch.device(config.accelerator)), dataset.num_classes, counts

@@ -1,81 +1,183 @@
 """Use a trained network: from a checkpoint to label maps."""
 
+import itertools
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patlib.checks import check_choice, check_integer
+from patlib.config import DEVICES
+from patlib.data.images import open_image
 from patlib.models import build_model
+from patlib.records import CHECKPOINT, RECORD, RunRecord, different_settings
+
+# What train writes into a checkpoint.
+_CONTENT = {
+    "config",
+    "run",
+    "class_names",
+    "image_size",
+    "curves",
+    "seconds",
+    "model",
+    "optimizer",
+}
 
 
-def read_checkpoint(path: Path) -> dict:
-    """What a checkpoint holds; ValueError that names the file if it is damaged."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and check its sums.
+
+    Raises:
+        ValueError: it is damaged, or not a checkpoint of this version; the message names the file.
+    """
+    remedy = "remove it to start again from the first epoch"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch.load does not look at the sums that the file has.
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():
+                raise ValueError(f"the part {damaged} is damaged")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := _CONTENT - set(content):
+            raise ValueError(f"{min(missing)} is missing")
     except FileNotFoundError:
         raise
     except Exception as error:  # zip, pickle and torch each have their own
         raise ValueError(
-            f"{path} is not a checkpoint, or a damaged one: remove it to start anew ({error})"
+            f"{path} is not a checkpoint, or a damaged one: {remedy} ({error})"
         ) from error
+    return content
 
 
-def load_model(checkpoint: str | Path) -> tuple[nn.Module, dict]:
-    """The network of a checkpoint, in evaluation mode, and what else the file holds.
+def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a run, in evaluation mode, and what else its checkpoint holds.
 
     Args:
-        checkpoint: a ``last.ckpt`` written by :func:`patlib.train`, or its folder.
+        run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
 
     Returns:
-        The model on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W)
+        The network on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W)
         and ``curves``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or something else, or the record beside it is that of
+            another run.
     """
-    path = Path(checkpoint).expanduser()
-    path = path / "last.ckpt" if path.is_dir() else path
+    path = Path(run).expanduser()
+    path = path / CHECKPOINT if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no checkpoint {str(path)!r}: it takes the last.ckpt of a run, or its folder"
+            f"run must be a folder with a {CHECKPOINT}, or the file itself, got {str(run)!r}"
         )
     content = read_checkpoint(path)
+    if path.name == CHECKPOINT and path.with_name(RECORD).is_file():
+        recorded = RunRecord.load(path.with_name(RECORD)).run()
+        if different := different_settings(content["run"], recorded):
+            raise ValueError(
+                f"{path} and {RECORD} beside it must be of one run, got others: {different}"
+            )
     config = content["config"]
     # The weights come from the checkpoint: nothing is downloaded to be overwritten.
-    params = {k: v for k, v in config["model_params"].items() if k != "pretrained"}
+    params = {k: v for k, v in config["model_params"].items() if k != "encoder_weights"}
     model = build_model(config["model"], len(content["class_names"]), **params)
     model.load_state_dict(content.pop("model"))
     return model.eval().to(memory_format=torch.channels_last), content
 
 
-@torch.no_grad()
-def predict(checkpoint: str | Path, image: str | Path | Image.Image) -> np.ndarray:
-    """The class of every pixel of an image: ``labels = predict("runs/default", "street.jpg")``.
+class Predictor:
+    """Labels images with a trained network, which is loaded once::
 
-    The image is resized to the size that the network was trained at; the logits are resized
-    (bilinearly) back to the image's own size.
+        predictor = Predictor("runs/camvid-pat")
+        for file, labels in zip(files, predictor(files)):
+            ...
+
+    Each image is resized to the size that the network was trained at; the logits are resized
+    (bilinearly) back to the size of the image. Its EXIF orientation is applied first.
 
     Args:
-        checkpoint: a ``last.ckpt`` written by :func:`patlib.train`, or its folder.
+        run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
+        device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
+        batch_size: images at a time. As many results are in memory, however many images there are.
+
+    Attributes:
+        class_names: names of the classes 0 ... L-1.
+        image_size: (H, W) that images are resized to.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_model`; or an argument is not allowed.
+    """
+
+    def __init__(self, run: str | Path, device: str = "auto", batch_size: int = 8):
+        check_choice("device", device, DEVICES)
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise ValueError("device must be one that this machine has, got 'cuda'")
+        self.device = torch.device("cuda" if cuda and device != "cpu" else "cpu")
+        model, content = load_model(run)
+        self.model = model.to(self.device)
+        self.class_names: tuple[str, ...] = tuple(content["class_names"])
+        self.image_size: tuple[int, int] = tuple(content["image_size"])
+
+    def __call__(self, images: Iterable[str | Path | Image.Image]) -> Iterator[np.ndarray]:
+        """Label images, in their order, each when its batch is asked for.
+
+        Args:
+            images: files, or images of PIL, of any sizes.
+
+        Returns:
+            An iterator over uint8 (H, W) arrays of class numbers, each of its image's own size.
+
+        Raises:
+            ValueError: an image cannot be read, or is something else.
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            raise ValueError(f"images must be an iterable of images, got one: {images!r}")
+        return self._label(iter(images))
+
+    def _label(self, images: Iterator[str | Path | Image.Image]) -> Iterator[np.ndarray]:
+        while batch := [open_image(i) for i in itertools.islice(images, self.batch_size)]:
+            yield from self._label_batch(batch)
+
+    @torch.no_grad()
+    def _label_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
+        logits = self.model(torch.stack([self._pixels(i) for i in images]).to(self.device))
+        sizes = [(image.height, image.width) for image in images]
+        return [
+            F.interpolate(one[None], size=size, mode="bilinear")
+            .argmax(1)[0]
+            .to("cpu", torch.uint8)
+            .numpy()
+            for one, size in zip(logits, sizes, strict=True)
+        ]
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        height, width = self.image_size
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
+
+
+def predict(run: str | Path, image: str | Path | Image.Image) -> np.ndarray:
+    """The class of every pixel of an image: ``labels = predict("runs/default", "street.jpg")``.
+
+    For several images make a :class:`Predictor`, which loads the network once.
+
+    Args:
+        run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
         image: a file, or an image of PIL.
 
     Returns:
-        uint8 (H, W) of class numbers; ``load_model(checkpoint)[1]["class_names"]`` names them.
+        uint8 (H, W) of class numbers; ``load_model(run)[1]["class_names"]`` names them.
+
+    Raises:
+        FileNotFoundError, ValueError: see :class:`Predictor`.
     """
-    model, content = load_model(checkpoint)
-    if isinstance(image, str | Path):
-        image = Image.open(Path(image).expanduser())
-    elif not isinstance(image, Image.Image):
-        raise ValueError(
-            f"image of {type(image)} is not allowed: it takes a file or an image of PIL"
-        )
-    image = image.convert("RGB")
-    height, width = content["image_size"]
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float() / 255
-    logits = F.interpolate(model(pixels), size=(image.height, image.width), mode="bilinear")
-    return logits.argmax(1)[0].to(torch.uint8).numpy()
+    return next(Predictor(run, batch_size=1)([image]))

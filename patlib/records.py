@@ -6,16 +6,24 @@ import math
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
+from patlib import __version__
+from patlib.config import SCHEMA, complete_settings
+
 # Raise by hand when a change makes earlier results wrong; nothing else than this number and the
-# configuration outdates a record.
+# settings outdates a record.
 RESULTS_VERSION = 1
+
+#: the files that :func:`patlib.train` leaves in the folder of a run
+CHECKPOINT, LOG, RECORD, IMAGES = "last.ckpt", "log.csv", "record.json", "test_images.npz"
 
 
 @dataclass(frozen=True)
@@ -23,58 +31,118 @@ class RunRecord:
     """What a finished run leaves behind.
 
     Attributes:
-        config: the settings that the result depends on (``RunConfig.identity()``).
-        result: ``test`` and ``validation`` scores of the last epoch (see SegmentationMetrics),
-            ``curves`` by epoch, ``class_names``, ``class_counts`` (training pixels) and
-            ``results_version``. The same configuration gives the same result on a CPU.
+        config: all settings that the result depends on (``RunConfig.settings()``).
+        result: ``test`` and ``validation`` scores of the last epoch (see SegmentationMetrics;
+            records made before 0.2.0 have no ``confusion``), ``curves`` by epoch, ``class_names``,
+            ``class_counts`` (training pixels) and ``results_version``. The same configuration gives
+            the same result on a CPU.
         provenance: seed, commit, versions, device, durations in seconds, date, data fingerprints.
     """
 
-    config: dict
-    result: dict
-    provenance: dict
+    config: dict[str, Any]
+    result: dict[str, Any]
+    provenance: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON (NaN as null), atomically."""
-        return write_text(path, json.dumps(_plain(dataclasses.asdict(self)), indent=1) + "\n")
+        content = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return write_text(path, format_json(content))
 
     @classmethod
     def load(cls, path: str | Path) -> "RunRecord":
-        """Read a record.
+        """Read a record. Settings that it was made without are completed with their defaults.
 
         Raises:
-            ValueError: the file is not a record; the message names it.
+            ValueError: the file is not a record, or one of another schema; the message names it.
         """
         try:
-            record = cls(**json.loads(Path(path).read_text()))
-            parts = [record.result[part] for part in ("test", "validation")]
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            content = json.loads(Path(path).read_bytes())
+            schema = content["schema"]
+            record = cls(
+                complete_settings(content["config"]),
+                dict(content["result"]),
+                dict(content["provenance"]),
+            )
+            scores = [dict(record.result[split]) for split in ("test", "validation")]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not the record of a run ({error!r})") from error
-        for scores in parts:
+        if schema != SCHEMA:
+            raise ValueError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+        for split in scores:
             # null stands for NaN: a class in neither truth nor prediction
-            for name, score in scores.items():
+            for name, score in split.items():
                 if name == "iou":
-                    scores[name] = [math.nan if v is None else v for v in score]
+                    split[name] = [math.nan if v is None else v for v in score]
                 elif score is None:
-                    scores[name] = math.nan
+                    split[name] = math.nan
+        record.result.update(test=scores[0], validation=scores[1])
         return record
 
+    def run(self) -> dict[str, Any]:
+        """What tells the run from others: its settings, the version of its results, its data."""
+        return run_and_data(
+            self.config, self.provenance.get("data"), self.result.get("results_version")
+        )
 
-def provenance(device: torch.device) -> dict:
+
+def run_and_data(
+    settings: Mapping[str, Any], data: Mapping[str, str] | None, version: int = RESULTS_VERSION
+) -> dict[str, Any]:
+    """What tells a run from others: its settings, the version of its results, its data.
+
+    Args:
+        settings: see :meth:`patlib.RunConfig.settings`.
+        data: fingerprint of each split.
+        version: of the results.
+    """
+    return {**settings, "results_version": version, "data": data}
+
+
+def different_settings(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Which settings of two runs differ (see :func:`run_and_data`); empty if none does."""
+    here, there = complete_settings(here), complete_settings(there)
+    return ", ".join(
+        f"{name} ({there.get(name)!r} there, {value!r} here)"
+        for name, value in here.items()
+        if there.get(name) != value
+    )
+
+
+def format_json(content: Any) -> str:
+    """JSON of a record: NaN as null, indented, with lists of numbers or names on one line."""
+
+    def layout(value: Any, indent: str) -> str:
+        inner = f"{indent} "
+        if isinstance(value, dict) and value:
+            lines = [f"{inner}{json.dumps(k)}: {layout(v, inner)}" for k, v in value.items()]
+            return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+        if isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
+            lines = [f"{inner}{layout(v, inner)}" for v in value]
+            return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+        return json.dumps(value)
+
+    return layout(_plain(content), "") + "\n"
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
     """Where a result came from: commit, versions and device."""
     packages = ("torch", "torchvision", "lightning", "numpy", "segmentation-models-pytorch")
     cuda = device.type == "cuda"
     return {
         "commit": _commit(),
-        "versions": {p: _version(p) for p in ("patlib", *packages)},
+        "versions": {"patlib": __version__, **{p: _version(p) for p in packages}},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
     }
 
 
 @contextmanager
-def write_whole(path: str | Path):
-    """A binary file that appears whole or not at all: written beside first, then renamed."""
+def write_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears whole or not at all: written beside first, then renamed.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; the message has the path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -83,9 +151,21 @@ def write_whole(path: str | Path):
             yield file
         os.chmod(beside, 0o644)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what killed processes left beside ``path`` (see :func:`write_whole`).
+
+    Only for a caller that no other process writes ``path`` beside.
+    """
+    path = Path(path)
+    for beside in path.parent.glob(f".{path.name}-*"):
+        beside.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:

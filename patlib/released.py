@@ -9,7 +9,9 @@ new work. For the loss of the paper see `patlib.losses.pat_loss`.
 import torch
 from torch import Tensor
 
-from .losses._core import check_integer, check_number, prepare, true_class_log_prob
+from patlib.checks import check_integer, check_number
+from patlib.losses._checks import check_batch
+from patlib.losses._formula import computed_in, true_class_log_prob
 
 # Added to intersection and union of each class.
 _SMOOTHING = 1e-10
@@ -56,14 +58,15 @@ def pat_ina(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
     return _released_pat(logits, target, tau, times_classes=True)
 
 
-def _released_pat(logits, target, tau, times_classes):
+def _released_pat(logits: Tensor, target: Tensor, tau: float, times_classes: bool) -> Tensor:
     tau = check_number("tau", tau, above=0)
-    logits, valid = prepare(logits, target, ignore_index=255, reduction="mean")
-    if not valid.all():
+    check_batch(logits, target, ignore_index=255, reduction="mean")
+    if (target == 255).any():
         raise ValueError(
             "target has ignored pixels (255), which the released code does not know: load the "
             'data with void="class"'
         )
+    logits = logits.to(computed_in(logits))
     log_p = true_class_log_prob(logits / tau, target, ignore_index=255)
     exponent = logits.shape[1] if times_classes else 1
     w = 1 / (2 * torch.exp(exponent * (log_p.exp() - 1)))

@@ -20,7 +20,7 @@ from patlib.records import provenance, write_text
 
 RECORD = Path(__file__).parent / "records" / "datasets.json"
 #: data sets with classes and splits of their own, read from a folder
-COUNTED = tuple(name for name in DATASETS if name not in ("synthetic", "folder"))
+COUNTED = tuple(name for name, d in DATASETS.items() if not d.drawn and d.default_size)
 QUANTILES = (5, 25, 50, 75, 95)
 PET_BREEDS = 37
 
@@ -111,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for argument in chosen.root:
         name, _, root = argument.partition("=")
         if name not in COUNTED or not root:
-            parser.error(f"--root {argument!r}: expected is NAME=PATH, NAME of {COUNTED}")
+            parser.error(
+                f"--root must be NAME=PATH, NAME one of {', '.join(COUNTED)}, got {argument!r}"
+            )
         try:
             found[name] = {split: build_dataset(name, root, split) for split in SPLITS}
         except (OSError, ValueError) as error:

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run it
 from patlib import RunConfig, load_model  # noqa: E402
 from patlib.data import build_dataset  # noqa: E402
 from patlib.gradients import measure, summarise, training_states  # noqa: E402
+from patlib.records import RECORD as RUN_RECORD  # noqa: E402
 from patlib.records import provenance, write_text  # noqa: E402
 from patlib.study.grids import data_root, load_grid, run_name  # noqa: E402
-from patlib.training import RECORD as RUN_RECORD  # noqa: E402
 
 RECORD = ROOT / "study" / "records" / "gradients.json"
 GRID = ROOT / "study" / "grids" / "small" / "table1.yaml"
@@ -45,7 +45,7 @@ WHOLE = 24  # of them, those that are followed through the whole network
 def describe(config: RunConfig, runs: Path | None) -> dict:
     """The states of one run, measured: epochs done -> summary."""
     stages = [0, config.epochs // 2, config.epochs]
-    finished = runs and runs / run_name(config.identity())
+    finished = runs and runs / run_name(config.settings())
     if finished and (finished / RUN_RECORD).is_file():
         last = (stages.pop(), load_model(finished)[0])
         states = list(chain(training_states(config, stages), [last]))
@@ -66,19 +66,19 @@ def main() -> None:
     chosen = parser.parse_args()
 
     record = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"datasets": {}}
-    cells = [cell for cell in load_grid(GRID) if cell.settings["seed"] == 0]
+    planned = [run for run in load_grid(GRID) if run.settings["seed"] == 0]
     for name, (method, settings) in [(n, m) for n in DATASETS for m in METHODS.items()]:
         entry = record["datasets"].setdefault(name, {"methods": {}})
         if method in entry["methods"]:
             continue
-        shared = next(cell.settings for cell in cells if cell.settings["dataset"] == name)
+        shared = next(run.settings for run in planned if run.settings["dataset"] == name)
         root = str(data_root(name, chosen.data))
         config = RunConfig(**{**shared, **settings}, data_root=root, device="cpu")
         print(f"{name}, {method} ...", flush=True)
         started = time.perf_counter()
         entry["class_names"] = list(build_dataset(name, root).class_names)
         entry["methods"][method] = {
-            "config": config.identity(),
+            "config": config.settings(),
             "states": describe(config, chosen.runs),
             "provenance": {
                 **provenance(torch.device("cpu")),

@@ -12,28 +12,31 @@ notebook: it calls this file once a run, with ``--notebook NAME``.
 """
 
 import argparse
-import fcntl
 import itertools
 import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run a grid
 
-from patlib.records import write_whole  # noqa: E402
+from patlib.checks import check_choice  # noqa: E402
+from patlib.config import RunConfig  # noqa: E402
+from patlib.records import IMAGES, RECORD, remove_unfinished, write_whole  # noqa: E402
 from patlib.study.grids import PlannedRun, data_root, load_grid, open_data  # noqa: E402
 
 RECORDS, RUNS = ROOT / "study" / "records" / "runs", ROOT / "runs"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("grid", type=Path, help="a file of study/grids")
     parser.add_argument("--data", type=Path, help="folder that holds camvid/, nyuv2/, ...")
@@ -43,36 +46,39 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of a run (OMP_NUM_THREADS or 1)")
     parser.add_argument("--notebook", metavar="NAME", help="only this run, by papermill")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in ("jobs", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} takes a number of at least 1")
+            parser.error(f"--{name} must be an integer >= 1, got {getattr(options, name)}")
 
     try:
-        cells = {cell.name: cell for cell in load_grid(options.grid)}
-        if options.notebook:  # the others, and their data, are no concern of this call
-            if options.notebook not in cells:
-                raise ValueError(f"{options.grid} has no run {options.notebook!r}")
-            cells = {options.notebook: cells[options.notebook]}
-        missing = {name: cell for name, cell in cells.items() if not filed(name, options.records)}
+        planned = {run.name: run for run in load_grid(options.grid)}
+        if options.notebook:  # needs neither the others nor their data
+            check_choice(f"{options.grid}: --notebook", options.notebook, list(planned))
+            planned = {options.notebook: planned[options.notebook]}
+        missing = {n: run for n, run in planned.items() if not filed(n, options.records)}
         open_data(missing.values(), options.data)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    places = (options.data, options.runs, options.records)
+    folders = (options.data, options.runs, options.records)
     if options.notebook:
-        run(cells[options.notebook], *places, train_in_notebook)
+        train_and_file(planned[options.notebook], *folders, train_in_notebook)
         return 0
-    print(f"{options.grid}: {len(cells)} runs, {len(missing)} to do", flush=True)
+    print(f"{options.grid}: {len(planned)} runs, {len(missing)} to do", flush=True)
     if options.dry_run:
-        print(*missing, sep="\n")
+        for name in missing:
+            print(name)
         return 0
 
     os.environ["OMP_NUM_THREADS"] = str(options.threads or os.environ.get("OMP_NUM_THREADS", 1))
     failed = []
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            futures = {pool.submit(in_process, run, c, *places): n for n, c in missing.items()}
+            futures = {
+                pool.submit(in_process, train_and_file, run, *folders): name
+                for name, run in missing.items()
+            }
             for future in as_completed(futures):
                 name, succeeded = futures[future], future.result()
                 print("done  " if succeeded else "FAILED", name, flush=True)
@@ -85,21 +91,24 @@ def main() -> int:
     return bool(failed)
 
 
-def in_process(function, *args) -> bool:
-    """Whether it succeeded. Its crash, or its death for want of memory, ends nothing else."""
+def in_process(function: Callable, *args) -> bool:
+    """Call it in a process of its own; return whether it succeeded.
+
+    A crash or an out-of-memory kill does not affect other runs.
+    """
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     process.start()
     process.join()
     return process.exitcode == 0
 
 
-def train_directly(config) -> None:
+def train_directly(config: RunConfig) -> None:
     from patlib import train
 
     train(config, progress=False)
 
 
-def train_in_notebook(config) -> None:
+def train_in_notebook(config: RunConfig) -> None:
     """The same, and figures: a notebook beside the checkpoint."""
     import papermill
 
@@ -114,21 +123,26 @@ def train_in_notebook(config) -> None:
     )
 
 
-def run(
-    cell: PlannedRun, data: Path | None, runs: Path, records: Path, train=train_directly
+def train_and_file(
+    run: PlannedRun,
+    data: Path | None,
+    runs: Path,
+    records: Path,
+    train: Callable[[RunConfig], None] = train_directly,
 ) -> None:
-    """Train one cell in ``runs/NAME`` and file its record, unless somebody else just did."""
-    from patlib.training import IMAGES, RECORD
-
-    folder = (runs / cell.name).resolve()
+    """Train a run in ``runs/NAME`` and file its record, unless another process just did."""
+    folder = (runs / run.name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"), own_gpu():
-        if filed(cell.name, records):
+    # Another process waits here for the whole run; a killed one holds nothing.
+    with FileLock(folder / "lock"), own_gpu():
+        if filed(run.name, records):
             return
-        root = data_root(cell.settings["dataset"], data)
-        train(cell.config(root and root.resolve(), folder))
+        root = data_root(run.settings["dataset"], data)
+        train(run.config(root and root.resolve(), folder))
         for source, suffix in ((IMAGES, ".npz"), (RECORD, ".json")):  # the record last
-            with write_whole(records / f"{cell.name}{suffix}") as file:
+            target = records / f"{run.name}{suffix}"
+            remove_unfinished(target)
+            with write_whole(target) as file:
                 file.write((folder / source).read_bytes())
 
 
@@ -137,19 +151,7 @@ def filed(name: str, records: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True):
-    """Hold this file, as soon as nobody else does. A killed process holds nothing.
-
-    Raises:
-        BlockingIOError: somebody holds it, and ``wait`` is False.
-    """
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-@contextmanager
-def own_gpu():
+def own_gpu() -> Iterator[None]:
     """Of several GPUs, show this process only the one that the fewest runs here use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -158,16 +160,19 @@ def own_gpu():
         return
     folder = Path(tempfile.gettempdir()) / f"patlib-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    places = ((place, gpu) for place in itertools.count() for gpu in gpus)
-    with ExitStack() as held:
-        for place, gpu in places:
-            try:
-                held.enter_context(locked(folder / f"{gpu.replace('/', '_')}.{place}", wait=False))
-                break
-            except BlockingIOError:  # taken
-                continue
+    # Each GPU has a first, a second, ... lock: the first free one of all decides.
+    for number, gpu in ((number, gpu) for number in itertools.count() for gpu in gpus):
+        lock = FileLock(folder / f"{gpu.replace('/', '_')}.{number}")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        yield
+        try:
+            yield
+        finally:
+            lock.release()
+        return
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from conftest import write_image
-from patlib.data import build_dataset, count_classes, load_arrays
+from patlib.data import DATASETS, build_dataset, count_classes, load_arrays, open_image
 from patlib.data.dataset import SPLITS
 
 
@@ -145,21 +145,42 @@ def test_a_failed_read_leaves_no_cache(camvid_tree, tmp_path):
     assert not list(tmp_path.glob("cache/*"))
 
 
+@pytest.mark.parametrize("file", ["images.npy", "masks.npy", "histogram.npy", "sha256"])
+def test_a_damaged_cache_entry_is_refused(camvid_tree, tmp_path, file):
+    def load():
+        dataset = build_dataset("camvid", camvid_tree, "validation", image_size=(32, 40))
+        return load_arrays(dataset, tmp_path / "cache")
+
+    load()
+    (entry,) = (tmp_path / "cache").iterdir()
+    content = bytearray((entry / file).read_bytes())
+    (entry / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{entry.name} is damaged, remove it"):
+        load()
+    if file != "histogram.npy":
+        content[-1] ^= 4
+        (entry / file).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{entry.name} is damaged, remove it.*SHA-256"):
+            load()
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "camvit"}, "dataset='camvit'.*'camvid'"),
-        ({"split": "val"}, "split='val'.*'validation'"),
-        ({"split_scheme": "mine"}, "split_scheme='mine'.*'paper'"),
-        ({"void": "drop"}, "void='drop'.*'ignore'"),
-        ({"image_size": (31, 40)}, r"image_size=\(31, 40\)"),
-        ({"image_size": (64.0, 64)}, "image_size"),
-        ({"imbalance": 3}, "'camvid' has no parameter 'imbalance'"),
-        ({"root": None}, "data_root is missing"),
-        ({"name": "synthetic"}, "'synthetic' is drawn"),
+        ({"name": "camvit"}, "dataset must be one of .*'camvid', .*got 'camvit'"),
+        ({"split": "val"}, "split must be one of .*'validation', .*got 'val'"),
+        ({"split_scheme": "mine"}, "split_scheme must be one of .*'paper', got 'mine'"),
+        ({"void": "drop"}, "void must be one of 'ignore', 'class', got 'drop'"),
+        ({"image_size": (31, 40)}, r"image_size must be .* >= 32, got \(31, 40\)"),
+        ({"image_size": (64.0, 64)}, "image_size must be"),
+        ({"image_size": ()}, "image_size must be"),
+        ({"image_size": (True, 64)}, "image_size must be"),
+        ({"imbalance": 3}, "data set 'camvid' has no parameter 'imbalance'"),
+        ({"root": None}, "data_root must be the folder of the data set 'camvid', got None"),
+        ({"name": "synthetic"}, "data_root must be None for 'synthetic'"),
     ],
 )
 def test_wrong_arguments_are_named(camvid_tree, arguments, message):
@@ -185,12 +206,12 @@ def test_missing_or_incomplete_folders_say_what_is_expected(camvid_tree, pet_tre
         build_dataset("oxford_pet", pet_tree)
 
 
-@pytest.mark.parametrize("value", [12, 254])
+@pytest.mark.parametrize("value", [12, 254, 259])  # 259 is 3 in its last 8 bits
 def test_undefined_mask_values_are_named(camvid_tree, value):
-    mask = np.zeros((36, 48), np.uint8)
+    mask = np.zeros((36, 48), np.uint8 if value < 256 else np.uint16)
     mask[5, 7] = value
     write_image(camvid_tree / "trainannot" / "train_2.png", mask)
-    with pytest.raises(ValueError, match=rf"train_2\.png.*\[{value}\].*allowed"):
+    with pytest.raises(ValueError, match=rf"train_2\.png.*must be in \[0, 1.*got \[{value}\]"):
         build_dataset("camvid", camvid_tree)[2]
 
 
@@ -200,11 +221,92 @@ def test_broken_and_ill_fitting_files_are_named(camvid_tree):
     with pytest.raises(ValueError, match=r"train_0\.png.*cannot be read"):
         build_dataset("camvid", camvid_tree)[0]
     write_image(camvid_tree / "trainannot" / "train_1.png", np.zeros((36, 47), np.uint8))
-    with pytest.raises(ValueError, match="train_1.*36x48.*36x47"):
+    with pytest.raises(ValueError, match="train_1.*same size.*got 36x48 and 36x47"):
         build_dataset("camvid", camvid_tree)[1]
     write_image(camvid_tree / "trainannot" / "train_3.png", np.zeros((36, 48, 3), np.uint8))
     with pytest.raises(ValueError, match=r"train_3\.png.*one channel"):
         build_dataset("camvid", camvid_tree)[3]
+
+
+# -- orientation and pixel types -------------------------------------------------------------------
+
+
+def oriented(array, orientation):
+    """What EXIF says: the stored pixels of an image that is to be shown as ``array``."""
+    stored = {  # row 0 and column 0 of what is stored lie at ... (EXIF 2.3, Table 6)
+        1: lambda a: a,  # top, left
+        2: lambda a: a[:, ::-1],  # top, right
+        3: lambda a: a[::-1, ::-1],  # bottom, right
+        4: lambda a: a[::-1],  # bottom, left
+        5: lambda a: a.swapaxes(0, 1),  # left, top
+        6: lambda a: a[:, ::-1].swapaxes(0, 1),  # right, top
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+        8: lambda a: a[::-1].swapaxes(0, 1),  # left, bottom
+    }[orientation](array)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return Image.fromarray(np.ascontiguousarray(stored)), exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_images_and_masks_is_applied(camvid_tree, orientation):
+    rng = np.random.default_rng(orientation)
+    pixels = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
+    mask = rng.integers(0, 11, (36, 48), dtype=np.uint8)
+    image, exif = oriented(pixels, orientation)
+    image.save(camvid_tree / "train" / "train_0.png", exif=exif)
+    write_image(camvid_tree / "trainannot" / "train_0.png", mask)
+    stored, exif = oriented(mask, orientation)
+    write_image(camvid_tree / "train" / "train_1.png", pixels)
+    stored.save(camvid_tree / "trainannot" / "train_1.png", exif=exif)
+    dataset = build_dataset("camvid", camvid_tree, image_size=(36, 48))
+    for i in range(2):
+        read = dataset.arrays(i)
+        assert np.array_equal(read[0], pixels) and np.array_equal(read[1], mask)
+
+
+def test_an_image_is_turned_once_whether_file_or_object(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)
+    image, exif = oriented(pixels, 6)
+    image.save(tmp_path / "a.png", exif=exif)
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        opened = open_image(source)
+        assert opened.mode == "RGB" and np.array_equal(opened, pixels)
+        assert np.array_equal(open_image(opened), pixels)
+    assert source.size == (36, 48)  # the caller's image is left as it was
+
+
+def test_images_of_8_bits_are_converted_and_others_refused(tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (32, 40), dtype=np.uint8)
+    rgb = np.stack([gray] * 3, axis=2)
+    for mode in ("RGB", "RGBA", "CMYK"):
+        assert np.array_equal(open_image(Image.fromarray(rgb).convert(mode)), rgb), mode
+    for mode in ("L", "LA", "P"):
+        assert np.array_equal(open_image(Image.fromarray(gray).convert(mode)), rgb), mode
+    two = np.asarray(open_image(Image.fromarray(gray > 127)))
+    assert np.array_equal(two[..., 0], np.where(gray > 127, 255, 0))
+    for dtype, mode in ((np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")):
+        deep = Image.fromarray(gray.astype(dtype) * 20)
+        deep.save(tmp_path / "deep.tif")
+        for source in (deep, tmp_path / "deep.tif"):
+            with pytest.raises(ValueError, match=f"must have 8 bits a channel, got mode '{mode}'"):
+                open_image(source)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png: the image file cannot be read"):
+        open_image(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError, match="none"):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="image must be a file or an image of PIL, got ndarray"):
+        open_image(gray)
+
+
+def test_every_data_set_has_a_label_of_its_own():
+    labels = [dataset.label for dataset in DATASETS.values()]
+    assert all(labels) and len(set(labels)) == len(DATASETS)
+    assert [name for name, dataset in DATASETS.items() if dataset.name != name] == []
+    for dataset in DATASETS.values():
+        if "labels" in vars(dataset):
+            assert dataset.has_void == (255 in dataset.labels.values())
 
 
 # -- real images -----------------------------------------------------------------------------------

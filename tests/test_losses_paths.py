@@ -1,4 +1,4 @@
-"""The ways in which one loss is computed: in chunks on a CPU, composed, compiled. All are equal."""
+"""The ways to compute one loss, in chunks on a CPU, composed, compiled, give the same."""
 
 import itertools
 import math
@@ -7,9 +7,15 @@ import pytest
 import torch
 from test_losses import VARIANTS, build, every_loss, seeded, without_noise
 
-from patlib.losses import _core, focal
+from patlib.losses import LOSSES, _formula, _fused, build_loss, focal
+
+pytestmark = pytest.mark.filterwarnings("ignore:class_counts is 0")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+# What a compiler sees of a loss: its default form, and PAT's second output.
+default_losses = pytest.mark.parametrize(
+    ("name", "params"), [*((name, {}) for name in LOSSES), ("pat", {"normalize": "weights"})]
+)
 SHAPES = [(2, 4, 5, 7), (3, 4, 1), (5, 4), (1, 4, 33), (2, 4, 2, 3, 3)]
 
 
@@ -48,16 +54,16 @@ def assert_near(path, reference, dtype):
     )
 
 
-@pytest.fixture(params=[8, 2**20], ids=["gradient ahead", "gradient in backward"])
+@pytest.fixture(params=[32, 2**20], ids=["parts of images", "all images"])
 def chunk(request, monkeypatch):
-    """A batch of several parts and one of a single part: see `_InChunks`."""
-    monkeypatch.setattr(_core, "CHUNK", request.param)
+    """Chunks in a buffer, and in the memory of the gradient: see `_chunks`."""
+    monkeypatch.setattr(_fused, "CHUNK", request.param)
 
 
 def reference(loss, logits, target, upstream, monkeypatch):
     """By `composed`, which is F.cross_entropy and autograd, in float64."""
     with monkeypatch.context() as patch:
-        patch.setattr(_core, "implementation", lambda device_type: _core.composed)
+        patch.setattr(_fused, "implementation", lambda device_type: _formula.composed)
         exact = logits.detach().double().requires_grad_()
         return value_and_gradient(loss, exact, target, upstream)
 
@@ -67,23 +73,20 @@ def reference(loss, logits, target, upstream, monkeypatch):
 def test_paths_agree(name, params, path, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     params = without_noise(name, params)
-    for seed, shape in enumerate(SHAPES):
-        for dtype in DTYPES:
-            for reduction in ("mean", "none"):
-                loss = build(name, params, reduction=reduction)
-                batch = make_batch(shape, dtype, seed, channels_last=seed % 2 == 1)
-                upstream = torch.randn((), generator=generator)
-                if reduction == "none":
-                    upstream = torch.randn(batch[1].shape, generator=generator)
-                expected = reference(loss, *batch, upstream, monkeypatch)
-                with monkeypatch.context() as patch:
-                    if path == "composed":
-                        patch.setattr(_core, "implementation", lambda _: _core.composed)
-                    # Parts of an image, several images, all of them.
-                    for chunk in (1, 7, 30, 90, 2**19) if path == "in chunks" else (1,):
-                        patch.setattr(_core, "CHUNK", chunk)
-                        result = value_and_gradient(loss, *batch, upstream)
-                        assert_near(result, expected, dtype)
+    for (seed, shape), dtype in itertools.product(enumerate(SHAPES), DTYPES):
+        reduction = "mean" if torch.rand((), generator=generator) < 0.5 else "none"
+        loss = build(name, params, reduction=reduction)
+        batch = make_batch(shape, dtype, seed, channels_last=seed % 2 == 1)
+        size = batch[1].shape if reduction == "none" else ()
+        upstream = torch.randn(size, generator=generator)
+        expected = reference(loss, *batch, upstream, monkeypatch)
+        with monkeypatch.context() as patch:
+            if path == "composed":
+                patch.setattr(_fused, "implementation", lambda _: _formula.composed)
+            # A pixel, parts of an image, several images, all of them.
+            for chunk in (16, 112, 360, 2**19) if path == "in chunks" else (1,):
+                patch.setattr(_fused, "CHUNK", chunk)
+                assert_near(value_and_gradient(loss, *batch, upstream), expected, dtype)
 
 
 @every_loss
@@ -140,6 +143,29 @@ def test_a_class_that_is_ruled_out(name, params):
 
 
 @every_loss
+@pytest.mark.parametrize("path", ["in chunks", "composed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_true_class_that_is_ruled_out(name, params, path, dtype, monkeypatch):
+    # A logit of -inf at the true class: the loss is infinite, every gradient finite, as of
+    # cross-entropy, and that of logits that are as low as can be.
+    monkeypatch.setattr(_fused, "CHUNK", 32)
+    if path == "composed":
+        monkeypatch.setattr(_fused, "implementation", lambda _: _formula.composed)
+    logits, target = make_batch((2, 4, 6, 5), dtype)
+    y = target[1, 2, 3] = 2
+    low = logits.detach().clone()
+    low[1, y, 2, 3] = -1e4
+    ruled_out = low.clone()
+    ruled_out[1, y, 2, 3] = -math.inf
+    loss = build(name, without_noise(name, params), reduction="sum")
+    value, grad = value_and_gradient(loss, ruled_out.requires_grad_(), target)
+    assert value == math.inf
+    assert grad.isfinite().all() and grad[1, :, 2, 3].any()
+    expected = value_and_gradient(loss, low.requires_grad_(), target)[1]
+    torch.testing.assert_close(grad, expected)
+
+
+@every_loss
 @pytest.mark.usefixtures("chunk")
 def test_ignored_pixels_may_hold_anything(name, params):
     logits, target = make_batch((2, 4, 6, 5))
@@ -156,12 +182,10 @@ def test_ignored_pixels_may_hold_anything(name, params):
 @pytest.mark.parametrize(
     ("name", "params"), [v for v in VARIANTS if not (v[1].get("detach") or "normalize" in v[1])]
 )
-@pytest.mark.usefixtures("chunk")
 def test_gradient_of_the_gradient(name, params):
     logits, target = make_batch((2, 4, 3))
-    for reduction in ("mean", "none"):
-        loss = build(name, params, reduction=reduction)
-        assert torch.autograd.gradgradcheck(lambda x, f=loss: seeded(f, x, target), logits)
+    loss = build(name, params, reduction="none")
+    assert torch.autograd.gradgradcheck(lambda x: seeded(loss, x, target), logits)
 
 
 @every_loss
@@ -183,7 +207,7 @@ def test_backward_twice(name, params, dtype):
 @pytest.mark.parametrize(
     "f",
     [
-        _core.cross_entropy,
+        _formula.cross_entropy,
         lambda log_p: focal.focal(log_p, 2.0),
         lambda log_p: focal.focal(log_p, 0.5),
         lambda log_p: focal.focal(log_p, 0.0),
@@ -211,8 +235,8 @@ def memory(step):
 @pytest.mark.parametrize(("name", "params"), [("ldam", {}), ("pat", {"normalize": "weights"})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory(name, params, dtype, monkeypatch):
-    monkeypatch.setattr(_core, "CHUNK", 100)
-    logits, target = make_batch((2, 4, 80, 50), dtype)
+    monkeypatch.setattr(_fused, "CHUNK", 400)
+    logits, target = make_batch((2, 4, 40, 50), dtype)
     loss = build(name, params)
     loss(logits, target)  # what is made only once
     # A number a pixel, and where there is no rounding the gradient itself; a few more a batch.
@@ -230,24 +254,32 @@ def test_memory(name, params, dtype, monkeypatch):
 @pytest.fixture
 def fresh_compiler(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(_core, "_cannot_compile", False)
-    monkeypatch.setattr(_core, "implementation", lambda _: _core.compiled)
+    monkeypatch.setattr(_fused, "_cannot_compile", False)
+    monkeypatch.setattr(_fused, "implementation", lambda _: _fused.compiled)
 
     def use(backend):
-        compiler = torch.compile(_core.composed, backend=backend)
-        monkeypatch.setattr(_core, "_compiler", lambda: compiler)
+        compiler = torch.compile(_formula.composed, backend=backend)
+        monkeypatch.setattr(_fused, "_compiler", lambda: compiler)
 
     yield use
     torch._dynamo.reset()
 
 
 def test_path_of_each_device():
-    assert _core.implementation("cpu") == _core._InChunks.apply
-    assert _core.implementation("cuda") is _core.compiled
-    assert _core.implementation("mps") is _core.composed
+    assert _fused.implementation("cpu") == _fused._InChunks.apply
+    assert _fused.implementation("cuda") is _fused.compiled
+    assert _fused.implementation("mps") is _formula.composed
 
 
-@every_loss
+def test_compilation_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("PATLIB_COMPILE", "0")
+    assert _fused.implementation("cuda") is _formula.composed
+    assert _fused.implementation("cpu") == _fused._InChunks.apply
+    monkeypatch.setenv("PATLIB_COMPILE", "1")
+    assert _fused.implementation("cuda") is _fused.compiled
+
+
+@default_losses
 def test_compiled_path(name, params, fresh_compiler, monkeypatch):
     fresh_compiler("aot_eager")
     loss = build(name, without_noise(name, params), reduction="none")
@@ -256,7 +288,7 @@ def test_compiled_path(name, params, fresh_compiler, monkeypatch):
         upstream = torch.randn(target.shape)
         result = value_and_gradient(loss, logits, target, upstream)
         assert_near(result, reference(loss, logits, target, upstream, monkeypatch), dtype)
-    assert not _core._cannot_compile
+    assert not _fused._cannot_compile
 
 
 def kept_bytes(loss, logits, target):
@@ -275,19 +307,23 @@ def kept_bytes(loss, logits, target):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("name", "params"), [("pat", {}), ("ldam", {})])
-def test_compiled_kernel(name, params, fresh_compiler, monkeypatch):
-    fresh_compiler("inductor")
-    loss = build(name, params)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    # Without the second's code generation the first partitions the graph in the same way.
+    [("ldam", "aot_eager_decomp_partition"), ("pat", "inductor")],
+)
+def test_compiled_kernel(name, backend, fresh_compiler, monkeypatch):
+    fresh_compiler(backend)
+    loss = build(name)
     logits, target = make_batch((2, 4, 16, 24), torch.float32)
     result = value_and_gradient(loss, logits, target)
     assert_near(result, reference(loss, logits, target, None, monkeypatch), torch.float32)
-    assert not _core._cannot_compile
+    assert not _fused._cannot_compile
     # Nothing of the size of the logits is kept.
     assert kept_bytes(loss, logits, target) < logits.nbytes
 
 
-@every_loss
+@default_losses
 def test_compiled_once_for_all_batches(name, params, fresh_compiler):
     counter = torch._dynamo.testing.CompileCounter()
     fresh_compiler(counter)
@@ -308,11 +344,11 @@ def test_without_a_compiler(fresh_compiler, monkeypatch):
     with pytest.warns(UserWarning, match="no compiler here"):
         result = value_and_gradient(loss, logits, target)
     assert_near(result, reference(loss, logits, target, None, monkeypatch), torch.float64)
-    assert _core._cannot_compile
+    assert _fused._cannot_compile
     value_and_gradient(loss, logits, target)  # no second try, no second warning
 
 
-@every_loss
+@default_losses
 def test_inside_a_compiled_model(name, params):
     torch._dynamo.reset()
     logits, target = make_batch((2, 4, 5, 7))
@@ -328,3 +364,24 @@ def test_inside_a_compiled_model(name, params):
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "ignore_index"),
+    [*((name, 255) for name in LOSSES), ("ce", -100), ("ce", 1), ("ce", None)],
+)
+def test_wrong_label_in_a_compiled_loss(name, ignore_index):
+    torch._dynamo.reset()
+    logits, target = make_batch((2, 4, 5))
+    target[target == 255] = 0 if ignore_index is None else ignore_index
+    wrong = target.clone()
+    wrong[1, 2] = 19  # neither a class nor ignored
+    loss = build_loss(name, 4, class_counts=[9, 5, 2, 1], ignore_index=ignore_index).eval()
+    exported = torch.export.export(loss, (logits, target)).module()
+    for compiled in (torch.compile(loss, backend="eager", fullgraph=True), exported):
+        torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+        if ignore_index == 255:
+            assert compiled(logits, wrong).isnan()
+        else:  # on a GPU: an assertion of the device
+            with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+                compiled(logits, wrong)

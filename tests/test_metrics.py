@@ -8,7 +8,12 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, jaccard_score
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
+from patlib.metrics import (
+    SegmentationMetrics,
+    class_groups,
+    compute_scores,
+    count_per_image,
+)
 
 
 def random_case(seed, num_classes=6, shape=(3, 9, 11)):
@@ -109,10 +114,14 @@ def test_head_mid_tail_are_means_of_their_classes():
 @pytest.mark.parametrize(
     ("prediction", "target", "message"),
     [
-        (torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), "num_classes=3"),
+        (
+            torch.zeros(1, 4, 2, 2),
+            torch.zeros(1, 2, 2, dtype=torch.int64),
+            "num_classes=3",
+        ),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 3, dtype=torch.int64), "same shape"),
-        (torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 3]]]), "target has label"),
-        (torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), "prediction has label"),
+        (torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 3]]]), "target must be 0 ... 2, got 0 ... 3"),
+        (torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), "prediction must be 0 ... 2, got -1"),
     ],
 )
 def test_wrong_input_is_named(prediction, target, message):
@@ -129,7 +138,7 @@ def test_two_classes():
 
 
 def test_class_counts_of_the_wrong_length():
-    with pytest.raises(ValueError, match="class_counts has 2"):
+    with pytest.raises(ValueError, match="class_counts must have num_classes=3 entries, got 2"):
         SegmentationMetrics(3, class_counts=[1, 2])
 
 
@@ -142,3 +151,24 @@ def test_counts_of_each_image_are_those_of_its_own_confusion_matrix():
         confusion = multiclass_confusion_matrix(labels[image], target[image], 6, ignore_index=255)
         expected = [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
         assert torch.equal(counts[image], torch.stack(expected))
+
+
+def test_scores_of_stored_counts_are_those_of_the_live_metrics():
+    logits, target = random_case(4)
+    class_counts = [1, 60, 3, 40, 5, 20]
+    metrics = SegmentationMetrics(6, class_counts)
+    metrics.update(logits, target)
+    live = metrics.compute()
+    assert live["confusion"] == metrics.confusion.tolist()
+    counts = count_per_image(logits.argmax(1), target, 6)
+    # Of any leading shape: here the whole, and two single images.
+    parts = np.stack([counts.sum(0), counts[0], counts[1]])
+    stored = compute_scores(parts, class_groups(class_counts))
+    assert stored.keys() == live.keys() - {"released_miou", "confusion"}
+    for name, values in stored.items():
+        np.testing.assert_array_equal(values[0], live[name])
+    alone = SegmentationMetrics(6, class_counts)
+    alone.update(logits[1:2], target[1:2])
+    for name, score in alone.compute().items():
+        if name in stored:
+            np.testing.assert_array_equal(stored[name][2], score)

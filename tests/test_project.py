@@ -1,36 +1,102 @@
 """Facts that stand in one place only, and files that are where users expect them."""
 
+import ast
+import json
 import re
-import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
+import torch
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import patlib
 from patlib import RunConfig, RunRecord
-from patlib.study.comparison import by_place, load_runs, summarize
+from patlib.config import SCHEMA_DEFAULTS
+from patlib.records import provenance
 from patlib.study.grids import run_name
+from patlib.study.runs import by_benchmark, load_runs, summarize
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_environment_installs_from_pyproject_and_names_no_version_itself():
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {
+    name: [Requirement(r) for r in requirements]
+    for name, requirements in PROJECT["optional-dependencies"].items()
+}
+CORE = [Requirement(r) for r in PROJECT["dependencies"]]
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if not line.startswith("#")]
+    assert all(len(pin) == 2 and re.fullmatch(r"[\w.+]+", pin[1]) for pin in pinned), pinned
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
+def test_constraints_name_an_allowed_version_of_every_dependency():
+    pinned = constraints()
+    for requirement in [*CORE, *(r for extra in EXTRAS.values() for r in extra)]:
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+def test_versions_that_a_record_names_are_those_of_the_constraints():
+    versions = provenance(torch.device("cpu"))["versions"]
+    assert versions.pop("patlib") == patlib.__version__
+    pinned = constraints()
+    assert versions == {name: pinned[canonicalize_name(name)] for name in versions}
+
+
+def test_environment_installs_all_extras_with_the_constraints():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
     *conda, pip = environment["dependencies"]
     assert [re.split("[=<>]", package)[0] for package in conda] == ["python", "pip"]
-    assert pip == {"pip": [f"--editable .[{','.join(extras)}]"]}
+    assert pip == {"pip": ["--constraint constraints.txt", "--editable .[all]"]}
+    (everything,) = EXTRAS["all"]
+    assert everything.name == PROJECT["name"]
+    assert everything.extras == EXTRAS.keys() - {"all"}
+
+
+def imported(folder):
+    """What the Python under a folder imports from outside: module -> its distributions."""
+    modules = set()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules.add(node.module.partition(".")[0])
+    distributions = packages_distributions()
+    own = {"patlib", *(path.stem for path in (ROOT / folder).iterdir())}
+    return {
+        module: {canonicalize_name(name) for name in distributions[module]}
+        for module in modules - sys.stdlib_module_names - own
+    }
+
+
+def test_imports_are_declared_and_what_training_declares_is_imported():
+    train = {canonicalize_name(r.name) for r in [*CORE, *EXTRAS["train"]]}
+    # IPython, imported for notebooks only, comes with Jupyter.
+    book = train | {canonicalize_name(r.name) for r in EXTRAS["book"]} | {"ipython", "nbformat"}
+    used = set()
+    for folder in ("patlib", "book", "study", "benchmarks"):
+        declared = train | {"ipython"} if folder == "patlib" else book
+        for module, names in imported(folder).items():
+            assert names & declared, f"{folder}/ imports {module}, which no extra declares"
+            used |= names
+    assert train <= used, f"declared, but not imported: {train - used}"
 
 
 def test_version_is_the_same_everywhere():
-    import patlib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert project["version"] == patlib.__version__ == citation["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## \[(\d[^]]*)\]", changelog, re.MULTILINE)[1]
+    assert patlib.__version__ == citation["version"] == newest
 
 
 def test_every_chapter_exists_and_every_notebook_is_a_chapter():
@@ -64,41 +130,46 @@ def test_python_of_the_readme_is_valid_and_its_files_exist():
 
 def test_results_of_the_readme_are_those_of_the_records():
     runs = load_runs(ROOT / "study/grids/small/table1.yaml", ROOT / "study/records/runs")
-    scores = [summarize(runs, metric) for metric in ("miou", "tail")]
-    places = list(by_place(runs))
-    seeds = {place: [s["n"] for s in scores[0] if s["place"] == place] for place in places}
+    benchmarks = by_benchmark(runs)
+    tables = [[summarize(m, metric) for metric in ("miou", "tail")] for m in benchmarks.values()]
     lines = [
-        "| mIoU / tail IoU (%) | " + " | ".join(str(place) for place in places) + " |",
-        "|---|" + "---|" * len(places),
-        "| seeds | "
-        + " | ".join(" to ".join(map(str, sorted({min(n), max(n)}))) for n in seeds.values())
-        + " |",
+        "| mIoU / tail IoU (%) | " + " | ".join(map(str, benchmarks)) + " |",
+        "|---|" + "---|" * len(benchmarks),
+        "| seeds | " + " | ".join(f"{'/'.join(map(str, set(t.n)))}" for t, _ in tables) + " |",
     ]
-    texts = {
-        (s["place"], s["method"], i): f"{100 * s['mean']:.1f} ± {100 * s['std']:.1f}"
-        for i in (0, 1)
-        for s in scores[i]
-    }
-    for method in by_place(runs)[places[0]]:
-        cells = [f"{texts[p, method, 0]} / {texts[p, method, 1]}" for p in places]
+    for method in tables[0][0].index:
+        cells = [
+            " / ".join(
+                f"{100 * t['mean'][method]:.1f} ± {100 * t['std'][method]:.1f}" for t in pair
+            )
+            for pair in tables
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     expected = "\n".join(lines)
     assert expected in (ROOT / "README.md").read_text(), f"it should say:\n{expected}"
 
 
-def test_importing_a_loss_does_not_wait_for_the_training_library():
-    code = "import sys, patlib.losses; sys.exit('lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_stored_records_can_be_read_and_run_again():
+    """Also where the device of a record is not at hand."""
+    paths = sorted((ROOT / "study/records/runs").glob("*.json"))
+    assert paths
+    for path in paths:
+        record, stored = RunRecord.load(path), json.loads(path.read_text())["config"]
+        root = None if record.config["dataset"] == "synthetic" else "somewhere"
+        config = RunConfig(**{**record.config, "data_root": root})
+        assert config.settings() == record.config, path
+        assert path.stem == run_name(record.config), path
+        assert path.with_suffix(".npz").is_file(), path
+        commit = record.provenance["commit"]
+        assert commit and not commit.endswith("-dirty"), path
+        assert record.result["curves"]["epoch"][-1] == config.epochs, path
+        # What records hold has defaults in the schema, which are never changed.
+        assert stored.keys() <= SCHEMA_DEFAULTS["settings"].keys() | PARAMETERS.keys(), path
+        for part, kind in PARAMETERS.items():
+            known = SCHEMA_DEFAULTS[part].get(stored[kind], {})
+            assert stored[part].keys() <= known.keys(), (
+                f"{path}: enter the parameters of {stored[kind]!r} in patlib/schema_1.json"
+            )
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "study/records/runs").glob("*.json")), ids=lambda path: path.stem
-)
-def test_stored_records_can_be_read_and_run_again(path):
-    record = RunRecord.load(path)
-    root = None if record.config["dataset"] == "synthetic" else "somewhere"
-    config = RunConfig(**{**record.config, "data_root": root})
-    assert config.identity() == record.config
-    assert record.provenance["commit"] and not record.provenance["commit"].endswith("-dirty")
-    assert record.result["curves"]["epoch"][-1] == config.epochs
-    assert path.stem == run_name(record.config)
+PARAMETERS = {"data_params": "dataset", "loss_params": "loss", "model_params": "model"}

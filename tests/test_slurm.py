@@ -44,7 +44,7 @@ def slurm():
 def test_a_grid_on_slurm(slurm, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(GRID)
-    good, broken = (cell.name for cell in load_grid(path))
+    good, broken = (run.name for run in load_grid(path))
     folders = [f"records={tmp_path / 'records'}", f"runs={tmp_path / 'runs'}"]
     command = ["snakemake", "-s", ROOT / "study" / "Snakefile", "--configfile", path]
     command += ["--config", *folders, "--profile", ROOT / "study" / "profiles" / "slurm"]

@@ -57,7 +57,7 @@ def without_the_broken(grid):
 
 
 def names(path):
-    return {cell.method: cell.name for cell in load_grid(path)}
+    return {run.method: run.name for run in load_grid(path)}
 
 
 def snakemake(grid, place, root=ROOT, **config):
@@ -106,7 +106,7 @@ def undisturbed(place):
 def killed_and_called_again(place):
     """The grid by Snakemake: killed in the middle of a run, then called twice at the same time."""
     folders = {"records": place / "records", "runs": place / "runs"}
-    first = snakemake(place / "grid.yaml", place, **folders)
+    first = snakemake(place / "good.yaml", place, **folders)
     pat = folders["runs"] / names(place / "grid.yaml")["PAT"]
     deadline = time.monotonic() + 200
     while not (pat / "last.ckpt").exists():
@@ -158,7 +158,7 @@ def test_a_broken_run_stops_nothing_and_is_named_at_the_end(place, killed_and_ca
 
 
 def test_a_second_call_runs_nothing_also_in_a_fresh_clone(place, killed_and_called_again):
-    records, runs, _, _ = killed_and_called_again
+    records, _, _, _ = killed_and_called_again
     before = {path: path.read_bytes() for path in records.iterdir()}
     clone = place / "clone"
     for part in ("patlib", "notebooks", "study"):
@@ -167,36 +167,40 @@ def test_a_second_call_runs_nothing_also_in_a_fresh_clone(place, killed_and_call
     shutil.copytree(records, clone / "study" / "records" / "runs", copy_function=shutil.copyfile)
     for code in (clone / "patlib" / "training.py", clone / "study" / "run.py"):
         code.write_text(code.read_text() + "# newer, and another\n")
-    calls = [
-        snakemake(place / "good.yaml", place, records=records, runs=runs),
-        snakemake(place / "good.yaml", clone, root=clone, threads=2),
-    ]
-    for call in calls:
-        code, output = finish(call)
-        assert code == 0 and "Nothing to be done" in output, output
+    code, output = finish(snakemake(place / "good.yaml", clone, root=clone, threads=2))
+    assert code == 0 and "Nothing to be done" in output, output
     assert before == {path: path.read_bytes() for path in records.iterdir()}
     assert not (clone / "runs").exists()
-    # A single run asks for its own data only.
+
+
+def test_a_single_run_asks_for_its_own_data_only(place, undisturbed, study_run, capsys):
+    records, _ = undisturbed
     more = yaml.safe_load((place / "good.yaml").read_text())
     camvid = {**more["blocks"][0]["settings"], "dataset": "camvid"}
     more["blocks"].append({**more["blocks"][0], "settings": camvid})
     (place / "more.yaml").write_text(yaml.safe_dump(more))
     (name,) = names(place / "good.yaml").values()
-    assert run_py(place / "more.yaml", "--records", records, "--notebook", name).returncode == 0
-    # Another setting is another run.
-    longer = write(place / "longer.yaml", without_the_broken(GRID), epochs=5)
-    listed = run_py(longer, "--records", records, "--dry-run").stdout
-    assert listed.splitlines()[1:] == list(names(longer).values())
+    folders = ["--records", str(records), "--runs", str(place / "no-runs")]
+    assert study_run.main([str(place / "more.yaml"), *folders, "--notebook", name]) == 0
+    assert study_run.main([str(place / "more.yaml"), *folders, "--notebook", "no-name"]) == 2
+    assert f"--notebook must be one of '{name}'" in capsys.readouterr().err
+
+
+def test_another_setting_is_another_run(place, undisturbed, study_run, capsys):
+    records, _ = undisturbed
+    for epochs, to_do in ((4, 0), (5, 1)):
+        longer = write(place / f"longer-{epochs}.yaml", without_the_broken(GRID), epochs=epochs)
+        assert study_run.main([str(longer), "--records", str(records), "--dry-run"]) == 0
+        listed = capsys.readouterr().out.splitlines()[1:]
+        assert listed == list(names(longer).values())[:to_do]
 
 
 def test_snakemake_refuses_a_wrong_grid_before_anything_is_run(place):
     wrong = place / "wrong.yaml"
     wrong.write_text(yaml.safe_dump(GRID).replace("loss: pat", "loss: bat"))
-    camvid = write(place / "camvid.yaml", GRID, dataset="camvid")
     calls = {
-        "blocks[0], method 'PAT': loss='bat'": snakemake(wrong, place, runs=place / "no"),
-        "'camvid' is read from files": snakemake(camvid, place, runs=place / "no"),
-        "not thread": snakemake(place / "grid.yaml", place, thread=2, runs=place / "no"),
+        "blocks[0], method 'PAT': loss must be": snakemake(wrong, place, runs=place / "no"),
+        "got thread": snakemake(place / "grid.yaml", place, thread=2, runs=place / "no"),
     }
     for message, call in calls.items():
         code, output = finish(call)
@@ -204,13 +208,35 @@ def test_snakemake_refuses_a_wrong_grid_before_anything_is_run(place):
     assert not (place / "no").exists()
 
 
-def test_one_call_refuses_a_wrong_grid_before_anything_is_run(place, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dry-run"], "data must be the folder that holds the data set 'camvid', got None"),
+        (["--data", "nowhere"], "nowhere/camvid'"),
+    ],
+)
+def test_one_call_refuses_missing_data_before_anything_is_run(
+    tmp_path, study_run, capsys, arguments, message
+):
     camvid = write(tmp_path / "camvid.yaml", GRID, dataset="camvid")
-    done = run_py(camvid, "--runs", tmp_path / "no", "--records", tmp_path / "no")
-    assert done.returncode == 2 and "'camvid' is read from files" in done.stderr
-    done = run_py(camvid, "--data", tmp_path, "--runs", tmp_path / "no", "--dry-run")
-    assert done.returncode == 2 and "camvid' is not a folder" in done.stderr
+    folders = ["--runs", str(tmp_path / "no"), "--records", str(tmp_path / "no")]
+    assert study_run.main([str(camvid), *folders, *arguments]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_network_whose_library_is_missing_is_refused(tmp_path, study_run, capsys, monkeypatch):
+    monkeypatch.setattr("patlib.models.encoder_unet.smp", None)
+    unet = {"model": "unet", "model_params": {"encoder": "resnet34"}}
+    grid = write(tmp_path / "unet.yaml", GRID, **unet)
+    assert study_run.main([str(grid), "--records", str(tmp_path / "no")]) == 2
+    assert "segmentation-models-pytorch" in capsys.readouterr().err
+
+
+def test_numbers_of_jobs_and_threads_are_checked(place, study_run, capsys):
+    with pytest.raises(SystemExit):
+        study_run.main([str(place / "good.yaml"), "--jobs", "0"])
+    assert "--jobs must be an integer >= 1, got 0" in capsys.readouterr().err
 
 
 # What a machine with PyTorch and little else does not have; patlib is a clone there, not installed.
@@ -241,18 +267,14 @@ def test_a_bare_clone_runs_without_the_packages_that_training_a_segnet_does_not_
     absent.mkdir()
     (absent / "sitecustomize.py").write_text(WITHOUT)
     grid = write(tmp_path / "grid.yaml", without_the_broken(GRID), epochs=1)
-    unet = write(tmp_path / "unet.yaml", GRID, model="unet", model_params={})
-    environment = {**os.environ, "PYTHONPATH": str(absent)}
-    for file, code in ((grid, 0), (unet, 2)):
-        done = subprocess.run(
-            [sys.executable, clone / "study" / "run.py", file, "--jobs", "2"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-        )
-        assert done.returncode == code, done.stderr
-    assert "segmentation-models-pytorch" in done.stderr
+    done = subprocess.run(
+        [sys.executable, clone / "study" / "run.py", grid],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(absent)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
     records = list((clone / "study" / "records" / "runs").glob("*.json"))
     assert {path.stem for path in records} == set(names(grid).values())
     versions = json.loads(records[0].read_text())["provenance"]["versions"]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from PIL import Image
 
 import patlib.training
-from patlib import RunConfig, RunRecord, load_model, predict, train
-from patlib.data import Arrays, build_dataset, count_classes, load_arrays
+from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
+from patlib.data import DecodedSplit, build_dataset, count_classes, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import SegmentationMetrics
-from patlib.training import Images, cosine, evaluate
+from patlib.training import SplitTensors, cosine, evaluate
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def with_fields(config, **fields):
 def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     record = train(config, progress=False)
     stored = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert set(stored) == {"config", "result", "provenance"}
+    assert set(stored) == {"schema", "config", "result", "provenance"}
     assert stored["config"]["loss"] == "pat" and "data_root" not in stored["config"]
-    scores = {"miou", "pixel_accuracy", "mean_accuracy", "dice_error", "iou"}
+    scores = {"miou", "pixel_accuracy", "mean_accuracy", "dice_error", "iou", "confusion"}
     for part in ("test", "validation"):
         assert scores | {"head", "mid", "tail", "released_miou"} == set(stored["result"][part])
     assert stored["result"]["curves"]["epoch"] == [1, 2, 3]
@@ -52,7 +53,14 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert wanted <= set(stored["provenance"])
     loaded = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(loaded.result["test"], record.result["test"])
-    assert loaded.config == config.identity()
+    assert loaded.config == config.settings()
+    for split, n in (("test", 5), ("validation", 2)):
+        confusion = np.array(stored["result"][split]["confusion"])
+        assert confusion.shape == (11, 11) and confusion.sum() <= n * 32 * 40
+        hits, unions = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+        with np.errstate(invalid="ignore"):
+            iou = hits / (unions - hits)
+        np.testing.assert_allclose(iou, record.result[split]["iou"])
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(r["train_loss"]) for r in rows] == record.result["curves"]["train_loss"]
@@ -61,11 +69,14 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
 def test_kept_images_are_those_that_were_scored(config, tmp_path, camvid_tree):
     record = train(config, progress=False)
     with np.load(tmp_path / "run" / "test_images.npz") as kept:
-        found, true, predicted = kept["counts"].sum(0)
+        tp, true, predicted = kept["counts"].sum(0)
+        confusion = np.array(record.result["validation"]["confusion"])
+        sums = [confusion.diagonal(), confusion.sum(1), confusion.sum(0)]
+        np.testing.assert_array_equal(kept["validation_counts"].sum(0), sums)
         shown, labels = kept["shown"], kept["labels"]
         assert len(kept["counts"]) == record.provenance["num_images"]["test"] == 5
     with np.errstate(invalid="ignore"):  # a class that is nowhere
-        iou = found / (true + predicted - found)
+        iou = tp / (true + predicted - tp)
     np.testing.assert_allclose(iou, record.result["test"]["iou"])
     assert shown.tolist() == [0, 1, 2, 3, 4]  # fewer images than would be kept
     network, _ = load_model(tmp_path / "run")
@@ -160,7 +171,7 @@ def test_exploding_loss_stops_with_its_epoch(config, tmp_path):
 
 
 def test_batch_larger_than_the_data_is_refused(config):
-    with pytest.raises(ValueError, match="batch_size=7.*6 images"):
+    with pytest.raises(ValueError, match="batch_size must be at most the 6 images .* got 7"):
         train(with_fields(config, batch_size=7), progress=False)
 
 
@@ -205,7 +216,7 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     masks = rng.integers(0, 256, (6, 32, 32), dtype=np.uint8)
-    split = Images(Arrays(images, masks, None, ""), torch.device("cpu"))
+    split = SplitTensors(DecodedSplit(images, masks, None, ""), torch.device("cpu"))
 
     def epoch(number, **fields):
         batches = split.shuffled_batches(with_fields(config, **fields), number, 0)
@@ -232,7 +243,7 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
 
 def test_two_ranks_share_the_batches_of_one(config):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    split = Images(Arrays(images, images[..., 0], None, ""), torch.device("cpu"))
+    split = SplitTensors(DecodedSplit(images, images[..., 0], None, ""), torch.device("cpu"))
     one = list(split.shuffled_batches(config, 0, 0))
     parts = [list(split.shuffled_batches(with_fields(config, devices=2), 0, r)) for r in (0, 1)]
     for whole, a, b in zip(one, *parts, strict=True):
@@ -243,6 +254,7 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
     """5 test images in batches of 2: the second process has one batch fewer to score."""
     record = train(with_fields(config, devices=2, epochs=2), progress=False)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".lock",
         "last.ckpt",
         "log.csv",
         "record.json",
@@ -253,10 +265,14 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
     # Scored again by one process, the weights give the same numbers.
     model, _ = load_model(tmp_path / "run")
     dataset = build_dataset("camvid", config.data_root, "test", image_size=(32, 40))
-    split = Images(load_arrays(dataset), torch.device("cpu"))
-    scores = evaluate(model, split, 2, SegmentationMetrics(11, record.result["class_counts"]))
+    split = SplitTensors(load_arrays(dataset), torch.device("cpu"))
+    metrics = SegmentationMetrics(11, record.result["class_counts"])
+    scores, counts, labels = evaluate(model, split, 2, metrics, shown=[0, 3, 4])
     np.testing.assert_equal(scores["iou"], record.result["test"]["iou"])
-    assert scores["pixel_accuracy"] == record.result["test"]["pixel_accuracy"]
+    assert scores["confusion"] == record.result["test"]["confusion"]
+    with np.load(tmp_path / "run" / "test_images.npz") as kept:
+        np.testing.assert_array_equal(counts, kept["counts"])
+        np.testing.assert_array_equal(labels, kept["labels"][[0, 3, 4]])
 
 
 def test_cosine():
@@ -265,9 +281,17 @@ def test_cosine():
     assert 0 < cosine(9, 10) < 0.03
 
 
-@pytest.mark.parametrize("text", ['{"loss": 3}', '{"config": {}, "result": {}, "provenance": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"loss": 3}',
+        b'{"schema": 1, "config": {}, "result": {}, "provenance": {}}',
+        b"[1]",
+        b"\xff\xfe",
+    ],
+)
 def test_record_refuses_another_file(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
+    (tmp_path / "x.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"x\.json is not the record"):
         RunRecord.load(tmp_path / "x.json")
 
@@ -280,5 +304,219 @@ def test_damaged_checkpoint_is_named(config, tmp_path):
 
 
 def test_predict_refuses_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="run must be a folder with a last.ckpt"):
         predict(tmp_path, "street.jpg")
+
+
+def test_a_record_of_another_schema_is_refused(tmp_path):
+    scores = {"miou": 0.5}
+    RunRecord({}, {"test": scores, "validation": scores}, {}).save(tmp_path / "x.json")
+    assert RunRecord.load(tmp_path / "x.json").config["loss"] == "pat"  # completed
+    text = (tmp_path / "x.json").read_text().replace('"schema": 1', '"schema": 2')
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json: schema must be 1, got 2"):
+        RunRecord.load(tmp_path / "x.json")
+
+
+def test_a_record_made_on_a_gpu_is_read_and_described_anywhere(config, tmp_path):
+    record = train(with_fields(config, epochs=1), progress=False)
+    provenance = {**record.provenance, "device": "NVIDIA H200", "devices": 4}
+    elsewhere = RunRecord(record.config, record.result, provenance)
+    elsewhere.save(tmp_path / "gpu.json")
+    again = RunRecord.load(tmp_path / "gpu.json")
+    assert RunConfig(**again.config, data_root="x").settings() == config_settings(config, 1)
+    on_gpu = with_fields(config, device="cuda", devices=2, precision="16-mixed")
+    assert on_gpu.identity() == with_fields(config, precision="16-mixed").identity()
+
+
+def config_settings(config, epochs):
+    return with_fields(config, epochs=epochs).settings()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"device": "cuda"}, "devices must be at most the 0 CUDA devices .* got 1"),
+        ({"precision": "16-mixed"}, "precision must be .* on a CPU, got '16-mixed'"),
+    ],
+)
+def test_what_this_machine_cannot_run_is_refused_before_the_data_are_read(
+    config, monkeypatch, tmp_path, fields, message
+):
+    monkeypatch.setattr(patlib.training, "build_dataset", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=message):
+        train(with_fields(config, **fields), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_dir_is_tried_before_the_data_are_read(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(patlib.training, "build_dataset", lambda *a, **k: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    for wrong in ("file", "file/run"):
+        with pytest.raises(ValueError, match=f"output_dir must be a folder .*{wrong}'"):
+            train(with_fields(config, output_dir=str(tmp_path / wrong)), progress=False)
+
+
+def test_a_folder_in_use_is_refused(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(patlib.training, "LOCK_SECONDS", 0.1)
+    with patlib.training.output_folder(config.output_dir):
+        with pytest.raises(RuntimeError, match="output_dir must be a folder .* same time, got"):
+            train(config, progress=False)
+    assert train(with_fields(config, epochs=1), progress=False)
+
+
+def test_what_a_killed_run_left_half_written_is_removed(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".last.ckpt-abc", ".record.json-1", ".other"):
+        (tmp_path / "run" / name).write_text("half")
+    train(with_fields(config, epochs=1), progress=False)
+    hidden = {path.name for path in (tmp_path / "run").glob(".*")}
+    assert hidden == {".lock", ".other"}
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    full = (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "beside"))
+    monkeypatch.setattr(patlib.records.tempfile, "mkstemp", lambda **_: full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
+        patlib.training.save_checkpoint(tmp_path / "last.ckpt", {"model": torch.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_callers_random_numbers_and_cudnn_stay_as_they_are(config, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(with_fields(config, loss="blv", loss_params={}, epochs=1), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.backends.cudnn.benchmark is False
+
+
+def test_each_part_is_scored_once(config, monkeypatch):
+    scored, calls = patlib.training.evaluate, []
+
+    def counted(model, images, *args):
+        calls.append(len(images))
+        return scored(model, images, *args)
+
+    monkeypatch.setattr(patlib.training, "evaluate", counted)
+    train(config, progress=False)
+    assert calls == [2, 2, 2, 5]  # validation after every epoch, then the test
+
+
+def test_interrupted_after_the_last_epoch_it_is_scored_and_its_seconds_add_up(
+    config, tmp_path, monkeypatch
+):
+    undisturbed = train(config, progress=False)
+    config = with_fields(config, output_dir=str(tmp_path / "b"))
+    with monkeypatch.context() as broken:
+        broken.setattr(RunRecord, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, progress=False)
+    checkpoint = patlib.training.read_checkpoint(tmp_path / "b" / "last.ckpt")
+    checkpoint["seconds"] = {"data": 1000.0, "training": 2000.0, "all": 4000.0}
+    patlib.training.save_checkpoint(tmp_path / "b" / "last.ckpt", checkpoint)
+    record = train(config, progress=False)
+    np.testing.assert_equal(record.result, undisturbed.result)
+    seconds = record.provenance["seconds"]
+    assert seconds["training"] == 2000 and 1000 < seconds["data"] < 1100
+    assert 4000 < seconds["all"] < 4100
+    with np.load(tmp_path / "run" / "test_images.npz") as a:
+        with np.load(tmp_path / "b" / "test_images.npz") as b:
+            assert set(a) == {"counts", "validation_counts", "shown", "labels"} == set(b)
+            assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_beside_the_record_of_another_run_is_refused(config, tmp_path):
+    one, other = (
+        with_fields(config, epochs=1, loss=loss, loss_params={}, output_dir=str(tmp_path / loss))
+        for loss in ("ce", "pat")
+    )
+    for run in (one, other):
+        train(run, progress=False)
+    (tmp_path / "ce" / "last.ckpt").write_bytes((tmp_path / "pat" / "last.ckpt").read_bytes())
+    with pytest.raises(ValueError, match=r"last\.ckpt and record\.json .*one run.*loss"):
+        load_model(tmp_path / "ce")
+    (tmp_path / "ce" / "record.json").unlink()
+    assert load_model(tmp_path / "ce")[1]["config"]["loss"] == "pat"
+
+
+def test_any_changed_byte_of_the_weights_is_seen(config, tmp_path):
+    train(with_fields(config, epochs=1), progress=False)
+    path = tmp_path / "run" / "last.ckpt"
+    whole = bytearray(path.read_bytes())
+    weights = load_model(path)[0].classifier.weight.detach().permute(0, 2, 3, 1)
+    place = whole.index(weights.contiguous().numpy().tobytes())
+    (tmp_path / "run" / "record.json").unlink()
+    whole[place + 1] ^= 4
+    path.write_bytes(whole)
+    for use in (load_model, predict, lambda *_: train(with_fields(config, epochs=1))):
+        with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint, or a damaged one"):
+            use(*([path, "x.png"] if use is predict else [path]))
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint.* is missing"):
+        load_model(tmp_path)
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+def test_predictor_labels_many_images_as_predict_labels_each(config, tmp_path, camvid_tree):
+    train(with_fields(config, epochs=1), progress=False)
+    files = sorted((camvid_tree / "test").iterdir())
+    tall = Image.open(files[0]).resize((31, 57))
+    images = [files[0], str(files[1]), tall, Image.open(files[2]).convert("L"), files[3]]
+    predictor = Predictor(tmp_path / "run", device="cpu", batch_size=2)
+    assert predictor.image_size == (32, 40) and predictor.class_names[0] == "sky"
+    read = []
+
+    def one_by_one():
+        for image in images:
+            read.append(image)
+            yield image
+
+    results = predictor(one_by_one())
+    first = next(results)
+    assert len(read) == 2  # no more than a batch at a time
+    found = [first, *results]
+    assert [labels.shape for labels in found] == [(36, 48), (36, 48), (57, 31), (36, 48), (36, 48)]
+    for image, labels in zip(images, found, strict=True):
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, predict(tmp_path / "run", image))
+
+    # The reference: the network on the resized image, its logits resized back.
+    network, _ = load_model(tmp_path / "run")
+    pixels = np.asarray(tall.resize((40, 32), Image.Resampling.BILINEAR)) / np.float32(255)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        logits = torch.nn.functional.interpolate(logits, size=(57, 31), mode="bilinear")
+    np.testing.assert_array_equal(found[2], logits[0].argmax(0))
+
+
+def test_predict_turns_a_photo_as_its_camera_says(config, tmp_path, camvid_tree):
+    train(with_fields(config, epochs=1), progress=False)
+    with Image.open(camvid_tree / "test" / "test_0.png") as image:
+        upright = image.convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "photo.png", exif=exif)
+    expected = predict(tmp_path / "run", upright)
+    np.testing.assert_array_equal(predict(tmp_path / "run", tmp_path / "photo.png"), expected)
+
+
+def test_predictor_refuses_by_name(config, tmp_path):
+    with pytest.raises(ValueError, match="device must be one of .* got 'gpu'"):
+        Predictor(tmp_path, device="gpu")
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
+        Predictor(tmp_path, batch_size=0)
+    train(with_fields(config, epochs=1), progress=False)
+    predictor = Predictor(tmp_path / "run")
+    with pytest.raises(ValueError, match="images must be an iterable of images"):
+        predictor("street.jpg")
+    with pytest.raises(ValueError, match="image must be a file or an image of PIL, got int"):
+        next(predictor([3]))

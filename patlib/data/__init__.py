@@ -2,38 +2,37 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from patlib.data.cache import Arrays, load_arrays
+from patlib.checks import check_choice, check_parameters
+from patlib.data.cache import DecodedSplit, load_arrays
 from patlib.data.camvid import CamVid
 from patlib.data.cityscapes import Cityscapes
-from patlib.data.dataset import IGNORE_INDEX, SegmentationDataset, check_choice
+from patlib.data.dataset import IGNORE_INDEX, SegmentationDataset
 from patlib.data.folder import Folder
+from patlib.data.images import open_image
 from patlib.data.nyuv2 import NYUv2
 from patlib.data.oxford_pet import OxfordPet
 from patlib.data.synthetic import Synthetic
 
+DATASETS: dict[str, type[SegmentationDataset]] = {
+    dataset.name: dataset for dataset in (Synthetic, OxfordPet, Cityscapes, NYUv2, CamVid, Folder)
+}
+
 __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
-    "Arrays",
-    "CamVid",
-    "Cityscapes",
-    "Folder",
-    "NYUv2",
-    "OxfordPet",
+    "DecodedSplit",
     "SegmentationDataset",
-    "Synthetic",
     "build_dataset",
     "check_data_params",
     "count_classes",
     "load_arrays",
+    "open_image",
+    *(dataset.__name__ for dataset in DATASETS.values()),
 ]
-
-DATASETS = {
-    dataset.name: dataset for dataset in (Synthetic, OxfordPet, Cityscapes, NYUv2, CamVid, Folder)
-}
 
 
 def build_dataset(
@@ -43,13 +42,13 @@ def build_dataset(
     image_size: tuple[int, int] | None = None,
     split_scheme: str = "official",
     void: str = "ignore",
-    **params,
+    **params: Any,
 ) -> SegmentationDataset:
     """One split of a data set by its name: ``image, target = build_dataset("camvid", root)[0]``.
 
     Args:
-        name: ``"synthetic"`` (drawn, needs no root), ``"oxford_pet"``, ``"cityscapes"``,
-            ``"nyuv2"``, ``"camvid"``, or ``"folder"`` (your own images and masks).
+        name: one of ``DATASETS``; ``"synthetic"`` is drawn and needs no root, ``"folder"`` reads
+            your own images and masks.
         root, split, image_size, split_scheme, void: see :class:`SegmentationDataset`.
         **params: of the data set itself, see its class (``synthetic``: ``num_classes``,
             ``imbalance``, ``rare_size``, ``scene_seed``).
@@ -62,23 +61,18 @@ def build_dataset(
     return DATASETS[name](root, split, image_size, split_scheme, void, **params)
 
 
-def check_data_params(name: str, params: dict) -> None:
+def check_data_params(name: str, params: dict[str, Any]) -> None:
     """Raise ValueError for an unknown data set, or for a parameter that it does not have."""
     check_choice("dataset", name, tuple(DATASETS))
     shared = inspect.signature(SegmentationDataset).parameters
-    allowed = [p for p in inspect.signature(DATASETS[name]).parameters if p not in shared]
-    for param in params:
-        if param not in allowed:
-            raise ValueError(
-                f"the data set {name!r} has no parameter {param!r}; "
-                f"it has {', '.join(allowed) or 'none'}"
-            )
+    own = inspect.signature(DATASETS[name]).parameters.keys() - shared.keys()
+    check_parameters(f"data set {name!r}", params, own)
 
 
 def count_classes(
-    dataset: SegmentationDataset | Arrays, num_classes: int | None = None
+    dataset: SegmentationDataset | DecodedSplit, num_classes: int | None = None
 ) -> torch.Tensor:
-    """Valid pixels of each class in a data set: what ``class_counts`` of a loss wants.
+    """Valid pixels of each class in a data set, for the ``class_counts`` of a loss.
 
     Args:
         dataset: a data set, or its arrays together with ``num_classes``.

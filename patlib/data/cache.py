@@ -5,21 +5,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from patlib.data.dataset import SegmentationDataset
 
 # Raise when arrays written by an earlier version must not be read any more.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
-class Arrays(NamedTuple):
-    """A whole data set, decoded and resized.
+class DecodedSplit(NamedTuple):
+    """One split of a data set, decoded and resized.
 
     Attributes:
         images: uint8 (N, H, W, 3).
@@ -37,41 +38,46 @@ class Arrays(NamedTuple):
 def load_arrays(
     dataset: SegmentationDataset,
     cache_dir: str | Path | None = None,
-    progress: Callable = lambda items, **_: items,
-) -> Arrays:
+    progress: Callable[..., Iterable[Any]] = lambda items, **_: items,
+) -> DecodedSplit:
     """The arrays of a data set, from the cache when its files and settings have not changed.
 
     Args:
         dataset: what to read. A data set without files (drawn scenes) is never cached.
         cache_dir: folder of the cache; by default the environment variable ``PATLIB_CACHE``, else
-            ``~/.cache/patlib``. Cached arrays are mapped into memory, not read.
+            ``~/.cache/patlib``. Cached arrays are mapped into memory and compared with their
+            fingerprint.
         progress: wraps the iteration over samples while decoding, for a progress bar.
 
     Raises:
-        ValueError: a file is broken or a mask has an undefined value (see SegmentationDataset).
+        ValueError: a file is damaged or a mask has an undefined value (see SegmentationDataset), or
+            the entry of the cache is damaged.
     """
-    key = _key(dataset)
-    if key is None:
+    if dataset.drawn:
         return _decode(dataset, progress)
     cache_dir = Path(cache_dir or os.environ.get("PATLIB_CACHE") or "~/.cache/patlib").expanduser()
-    entry = cache_dir / f"{dataset.name}-{dataset.split}-{key}"
+    entry = cache_dir / f"{dataset.name}-{dataset.split}-{_key(dataset)}"
     if not entry.is_dir():
         _write(entry, _decode(dataset, progress))
-    # Mode "c": what is written to the arrays stays in memory, the files never change.
-    return Arrays(
-        np.load(entry / "images.npy", mmap_mode="c"),
-        np.load(entry / "masks.npy", mmap_mode="c"),
-        np.load(entry / "histogram.npy"),
-        (entry / "sha256").read_text(),
-    )
+    return _read(entry)
 
 
-def _key(dataset: SegmentationDataset) -> str | None:
-    """Hash of everything the arrays come from: settings, and each file's name, size and date."""
-    files = dataset.files()
-    if not files:
-        return None
-    stats = {str(f): f.stat() for f in files}
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, renamed to ``folder`` when the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield beside
+        beside.chmod(0o755)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _key(dataset: SegmentationDataset) -> str:
+    """Hash of everything the arrays depend on: settings, and each file's name, size and date."""
+    stats = {str(f): f.stat() for s in dataset.samples for f in (s.image, s.mask)}
     settings = {
         "version": CACHE_VERSION,
         "name": dataset.name,
@@ -83,42 +89,48 @@ def _key(dataset: SegmentationDataset) -> str | None:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
-def _decode(dataset: SegmentationDataset, progress: Callable) -> Arrays:
+def _decode(dataset: SegmentationDataset, progress: Callable[..., Iterable[Any]]) -> DecodedSplit:
     n, (height, width) = len(dataset), dataset.image_size
     images = np.empty((n, height, width, 3), np.uint8)
     masks = np.empty((n, height, width), np.uint8)
     # Threads suffice: decoding and resizing release the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(dataset.arrays, range(n))
-        try:
-            for i, (image, mask) in enumerate(
-                progress(decoded, total=n, desc=f"reading {dataset.name} {dataset.split}")
-            ):
-                images[i], masks[i] = image, mask
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        decoded = progress(decoded, total=n, desc=f"reading {dataset.name} {dataset.split}")
+        for i, (image, mask) in enumerate(decoded):
+            images[i], masks[i] = image, mask
     # By image: counting takes eight bytes for each pixel that it is given at once.
     histogram = sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
+    return DecodedSplit(images, masks, histogram, _fingerprint(images, masks))
+
+
+def _fingerprint(images: np.ndarray, masks: np.ndarray) -> str:
     digest = hashlib.sha256(images.data)
     digest.update(masks.data)
-    return Arrays(images, masks, histogram, digest.hexdigest())
+    return digest.hexdigest()
 
 
-def _write(entry: Path, arrays: Arrays) -> None:
-    """Write beside, then rename: a reader, or a second writer, never sees half an entry."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
+def _write(entry: Path, split: DecodedSplit) -> None:
     try:
-        np.save(beside / "images.npy", arrays.images)
-        np.save(beside / "masks.npy", arrays.masks)
-        np.save(beside / "histogram.npy", arrays.histogram)
-        (beside / "sha256").write_text(arrays.fingerprint)
-        beside.chmod(0o755)
-        try:
-            beside.rename(entry)
-        except OSError:
-            if not entry.is_dir():  # another process was first: its entry is as good as ours
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with whole_folder(entry) as beside:
+            np.save(beside / "images.npy", split.images)
+            np.save(beside / "masks.npy", split.masks)
+            np.save(beside / "histogram.npy", split.histogram)
+            (beside / "sha256").write_text(split.fingerprint)
+    except OSError:
+        if not entry.is_dir():  # else another process was first, with an equal entry
+            raise
+
+
+def _read(entry: Path) -> DecodedSplit:
+    try:
+        # Mode "c": what is written to the arrays stays in memory, the files never change.
+        images, masks = (np.load(entry / f"{k}.npy", mmap_mode="c") for k in ("images", "masks"))
+        split = DecodedSplit(
+            images, masks, np.load(entry / "histogram.npy"), (entry / "sha256").read_text()
+        )
+        if _fingerprint(images, masks) != split.fingerprint:
+            raise ValueError("the arrays do not have the stored SHA-256")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"the cache entry {entry} is damaged, remove it ({error})") from error
+    return split

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset, by_name
 
 
 class CamVid(SegmentationDataset):
@@ -15,6 +15,7 @@ class CamVid(SegmentationDataset):
     """
 
     name = "camvid"
+    label = "CamVid"
     default_size = (256, 340)
     class_names = (
         "sky building pole road pavement tree sign fence car pedestrian bicyclist"
@@ -34,14 +35,6 @@ class CamVid(SegmentationDataset):
         return {split: self._part(folder) for split, folder in folders.items()}
 
     def _part(self, folder: str) -> list[Sample]:
-        for wanted in (self.root / folder, self.root / f"{folder}annot"):
-            if not wanted.is_dir():
-                raise self._incomplete(f"there is no folder {wanted.name}/")
-        frames = sorted(f for f in (self.root / folder).iterdir() if f.suffix in (".png", ".jpg"))
-        masks = {m.stem for m in (self.root / f"{folder}annot").glob("*.png")}
-        if unmatched := masks.symmetric_difference(f.stem for f in frames):
-            raise self._incomplete(
-                f"{len(unmatched)} of {folder}/ and {folder}annot/ have no counterpart, "
-                f"the first is {min(unmatched)}"
-            )
-        return [Sample(f.stem, f, self.root / f"{folder}annot" / f"{f.stem}.png") for f in frames]
+        frames = [f for f in self._folder(folder).iterdir() if f.suffix in (".png", ".jpg")]
+        masks = self._folder(f"{folder}annot").glob("*.png")
+        return self._pair(by_name(frames), by_name(masks), f"{folder}/ and {folder}annot/")

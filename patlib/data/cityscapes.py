@@ -1,10 +1,11 @@
 """Cityscapes (Cordts et al. 2016): streets of 50 cities with 19 classes."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from torchvision.datasets import Cityscapes as Torchvision
 
-from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset, by_name
 
 _TRAINED = sorted(
     (c for c in Torchvision.classes if 0 <= c.train_id < IGNORE_INDEX), key=lambda c: c.train_id
@@ -26,6 +27,7 @@ class Cityscapes(SegmentationDataset):
     """
 
     name = "cityscapes"
+    label = "Cityscapes"
     default_size = (256, 512)
     class_names = tuple(c.name for c in _TRAINED)
     labels: ClassVar = {
@@ -43,22 +45,13 @@ class Cityscapes(SegmentationDataset):
         return {"train": self._part("train"), "test": self._part("val")}
 
     def _part(self, part: str) -> list[Sample]:
-        # Not by torchvision's reader: it takes the order of the file system, trips over stray
+        # Not by torchvision's reader: it takes the order of the file system, fails on stray
         # files, and unpacks archives that it finds in the folder.
-        images = self._find("leftImg8bit", part, "_leftImg8bit.png")
-        masks = self._find("gtFine", part, "_gtFine_labelIds.png")
-        if unmatched := images.keys() ^ masks.keys():
-            raise self._incomplete(
-                f"{len(unmatched)} of leftImg8bit/{part}/ and gtFine/{part}/ have no counterpart, "
-                f"the first is {min(unmatched)}"
-            )
-        return [Sample(frame, images[frame], masks[frame]) for frame in sorted(images)]
+        images = self._find(f"leftImg8bit/{part}", "_leftImg8bit.png")
+        masks = self._find(f"gtFine/{part}", "_gtFine_labelIds.png")
+        return self._pair(images, masks, f"leftImg8bit/{part}/ and gtFine/{part}/")
 
-    def _find(self, kind: str, part: str, ending: str) -> dict:
+    def _find(self, folder: str, ending: str) -> dict[str, Path]:
         """Frame, such as ulm/ulm_000000_000019 -> its file."""
-        folder = self.root / kind / part
-        if not folder.is_dir():
-            raise self._incomplete(f"there is no folder {kind}/{part}/")
-        return {
-            f"{f.parent.name}/{f.name.removesuffix(ending)}": f for f in folder.glob(f"*/*{ending}")
-        }
+        files = self._folder(folder).glob(f"*/*{ending}")
+        return by_name(files, lambda f: f"{f.parent.name}/{f.name.removesuffix(ending)}")

@@ -1,12 +1,16 @@
-"""What all data sets share: splits, label maps, resizing, and refusing what does not fit."""
+"""Base of the data sets: splits, label maps, resizing, and checks of files."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+
+from patlib.checks import check_choice
+from patlib.data.images import check_image_size, open_image, open_mask, resize
 
 SPLITS = ("train", "validation", "test")
 SPLIT_SCHEMES = ("official", "paper")
@@ -15,11 +19,11 @@ IGNORE_INDEX = 255
 
 
 class Sample(NamedTuple):
-    """One image and its mask, by name and by file."""
+    """One image and its mask, by name and by file (None if drawn)."""
 
     id: str
-    image: Path
-    mask: Path
+    image: Path | None
+    mask: Path | None
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
@@ -27,7 +31,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     ``image`` is float32 (3, H, W) in [0, 1]; ``target`` is int64 (H, W) with the valid classes
     0 ... L-1 and 255 for ignored pixels. Images are resized bilinearly (antialiased), masks by
-    nearest neighbour only.
+    nearest neighbour only. The EXIF orientation of images and masks is applied.
 
     Args:
         root: folder that holds the data in its official layout (``nyuv2``: or the file itself).
@@ -41,19 +45,25 @@ class SegmentationDataset(torch.utils.data.Dataset):
             them the last class, as the paper does. No effect on a data set without such pixels.
 
     Raises:
-        ValueError: an argument is not allowed, or (when read) a file is broken, an image and its
-            mask differ in size, or a mask has a value that the data set does not define.
+        ValueError: an argument is not allowed, a split would be empty, or (when read) a file is
+            damaged, an image and its mask differ in size, or a mask has an undefined value.
         FileNotFoundError: the folder is missing or incomplete; the message says where the data
             come from and which layout is expected.
     """
 
     name: ClassVar[str]
+    #: name in tables and figures
+    label: ClassVar[str]
+    #: drawn instead of read from files; root must be None
+    drawn: ClassVar[bool] = False
+    #: whether masks can have unlabelled pixels
+    has_void: ClassVar[bool] = True
     class_names: Sequence[str]
     #: value in the mask file -> class, or 255 for unlabelled
-    labels: dict[int, int]
+    labels: Mapping[int, int]
     #: the paper's (H, W)
-    default_size: ClassVar[tuple[int, int]]
-    #: where the data come from and how they must lie
+    default_size: ClassVar[tuple[int, int] | None]
+    #: source of the data and the expected layout of the files
     layout: ClassVar[str]
 
     def __init__(
@@ -64,47 +74,36 @@ class SegmentationDataset(torch.utils.data.Dataset):
         split_scheme: str = "official",
         void: str = "ignore",
     ):
-        check_choice("split", split, SPLITS)
-        check_choice("split_scheme", split_scheme, SPLIT_SCHEMES)
+        self.split = check_choice("split", split, SPLITS)
+        self.split_scheme = check_choice("split_scheme", split_scheme, SPLIT_SCHEMES)
         check_choice("void", void, VOID_MODES)
-        self.split = split
-        self.split_scheme = split_scheme
-        self.image_size = check_image_size(image_size or self.default_size)
+        self.image_size = check_image_size(self.default_size if image_size is None else image_size)
         self.root = self._find_root(root)
-
-        self.samples = choose_split(self.official_splits(), split, split_scheme)
-        self._check_files()
+        official = self.official_splits()
+        self.samples = choose_split(official, split, split_scheme)
+        if not self.samples:
+            raise self._empty(sum(map(len, official.values())))
+        missing = [f for s in self.samples for f in s[1:] if f is not None and not f.is_file()]
+        if missing:
+            raise self._incomplete(f"{len(missing)} file(s) missing, the first is {missing[0]}")
         self.class_names = tuple(self.class_names)
-        has_void = IGNORE_INDEX in self.labels.values()
-        if void == "class" and has_void:
-            void_class = len(self.class_names)
-            self.labels = {
-                raw: void_class if label == IGNORE_INDEX else label
-                for raw, label in self.labels.items()
-            }
+        if void == "class" and IGNORE_INDEX in self.labels.values():
+            last = len(self.class_names)
+            self.labels = {v: last if c == IGNORE_INDEX else c for v, c in self.labels.items()}
             self.class_names += ("void",)
         self.num_classes = len(self.class_names)
 
-    # -- what a data set adds ----------------------------------------------------------------
+    # -- what a data set adds ----------------------------------------------------------------------
 
     def official_splits(self) -> dict[str, list[Sample]]:
         """The samples of each official part, in a fixed order."""
         raise NotImplementedError
 
     def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
-        """The RGB image and the mask (H, W) uint8 of one sample, as they lie on disk."""
-        image = _open(sample.image)
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise ValueError(
-                f"{sample.image}: an image has 8 bits a channel, not pixels of type {image.mode!r}"
-            )
-        return image.convert("RGB"), np.asarray(_open(sample.mask))
+        """The RGB image and the mask (H, W) of one sample, as stored."""
+        return open_image(sample.image), open_mask(sample.mask)
 
-    def files(self) -> list[Path]:
-        """Every file that the arrays come from; none if they are drawn."""
-        return [f for sample in self.samples for f in (sample.image, sample.mask)]
-
-    # -- access --------------------------------------------------------------------------------
+    # -- access ------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -115,12 +114,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image, mask = self.read(sample)
         if mask.ndim != 2:
             raise ValueError(
-                f"{sample.mask}: a mask has one channel of class ids, not shape {mask.shape}"
+                f"{sample.mask}: a mask must have one channel of class ids, got shape {mask.shape}"
             )
         if (image.height, image.width) != mask.shape:
             raise ValueError(
-                f"{sample.id}: the image is {image.height}x{image.width} pixels (H x W) and its "
-                f"mask {mask.shape[0]}x{mask.shape[1]}; they must be equal"
+                f"{sample.id}: image and mask must have the same size (H x W, EXIF orientation "
+                f"applied), got {image.height}x{image.width} and {mask.shape[0]}x{mask.shape[1]}"
             )
         image, mask = resize(image, self._map_labels(mask, sample), self.image_size)
         return np.asarray(image), mask
@@ -130,45 +129,80 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image = torch.from_numpy(image.copy()).permute(2, 0, 1).float().div_(255)
         return image, torch.from_numpy(mask.copy()).long()
 
-    # -- checks --------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------
 
     def _map_labels(self, mask: np.ndarray, sample: Sample) -> np.ndarray:
-        lookup = np.full(256, -1, dtype=np.int16)
+        lookup = np.full(257, -1, np.int16)  # the last for values from 256
         lookup[list(self.labels)] = list(self.labels.values())
-        mapped = lookup[mask.astype(np.uint8)] if mask.max(initial=0) < 256 else None
-        if mapped is None or mapped.min(initial=0) < 0:
-            unknown = sorted(set(np.unique(mask).tolist()) - set(self.labels))
+        mapped = lookup[np.minimum(mask.astype(np.uint32), 256)]
+        if mapped.min(initial=0) < 0:
+            unknown = np.unique(mask[mapped < 0])[:8].tolist()
             raise ValueError(
-                f"{sample.mask}: mask value(s) {unknown[:8]} outside the classes of "
-                f"{self.name!r}; allowed are {sorted(self.labels)}"
+                f"{sample.mask}: the mask values of {self.name!r} must be in {sorted(self.labels)},"
+                f" got {unknown}"
             )
         return mapped.astype(np.uint8)
 
     def _find_root(self, root: str | Path | None) -> Path | None:
         if root is None:
             raise ValueError(
-                f"data_root is missing: the data set {self.name!r} reads from a folder.\n"
+                f"data_root must be the folder of the data set {self.name!r}, got None\n"
                 f"{self.layout}"
             )
-        root = Path(root).expanduser()
+        root = Path(root).expanduser().absolute()
         if not root.is_dir():
-            raise FileNotFoundError(f"data_root {str(root)!r} is not a folder.\n{self.layout}")
+            raise FileNotFoundError(f"data_root must be a folder, got {str(root)!r}\n{self.layout}")
         return root
 
-    def _check_files(self) -> None:
-        if not self.samples:
-            raise self._incomplete(f"no images for the split {self.split!r}")
-        missing = [f for s in self.samples for f in (s.image, s.mask) if not f.is_file()]
-        if missing:
-            raise self._incomplete(f"{len(missing)} file(s) missing, the first is {missing[0]}")
+    def _folder(self, name: str) -> Path:
+        """A folder in the root, which must be there."""
+        if not (self.root / name).is_dir():
+            raise self._incomplete(f"there is no folder {name.rstrip('/')}/")
+        return self.root / name
+
+    def _pair(self, images: dict[str, Path], masks: dict[str, Path], where: str) -> list[Sample]:
+        """Images and masks of the same names, in the order of the names."""
+        if unmatched := images.keys() ^ masks.keys():
+            raise self._incomplete(
+                f"{len(unmatched)} of {where} have no counterpart, the first is {min(unmatched)}"
+            )
+        return [Sample(name, images[name], masks[name]) for name in sorted(images)]
 
     def _incomplete(self, what: str) -> FileNotFoundError:
         return FileNotFoundError(
             f"the {self.name!r} folder {str(self.root)!r} is not complete: {what}.\n{self.layout}"
         )
 
+    def _empty(self, images: int) -> Exception:
+        if not images:
+            return self._incomplete(f"no images for the split {self.split!r}")
+        return ValueError(
+            f"the split {self.split!r} of {self.name!r} must have an image, but {images} image(s) "
+            f"in {str(self.root)!r} are too few for all splits: 8 can be cut into 80 / 10 / 10 %, "
+            "and 10 % of a training part of 6 held out for validation; fewer must be sorted into "
+            f"train, validation and test by hand.\n{self.layout}"
+        )
 
-def choose_split(official: dict[str, list[Sample]], split: str, split_scheme: str) -> list[Sample]:
+
+def by_name(
+    files: Iterable[Path], name: Callable[[Path], str] = lambda file: file.stem
+) -> dict[str, Path]:
+    """Files by name, without hidden ones.
+
+    Names are compared in Unicode's composed form (NFC): some systems write a decomposed one (NFD).
+    """
+    named: dict[str, Path] = {}
+    for file in sorted(f for f in files if not f.name.startswith(".")):
+        key = unicodedata.normalize("NFC", name(file))
+        if key in named:
+            raise ValueError(f"{named[key]} and {file.name} have the same name")
+        named[key] = file
+    return named
+
+
+def choose_split(
+    official: Mapping[str, list[Sample]], split: str, split_scheme: str
+) -> list[Sample]:
     """The samples of a split: the official part, or a seeded cut of everything."""
     if split_scheme == "paper":
         return cut_80_10_10([sample for part in official.values() for sample in part])[split]
@@ -180,7 +214,7 @@ def choose_split(official: dict[str, list[Sample]], split: str, split_scheme: st
     return [s for i, s in enumerate(train) if (i in held_out) == (split == "validation")]
 
 
-def cut_80_10_10(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+def cut_80_10_10(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """80 / 10 / 10 % of the samples, drawn with seed 0; their order does not matter."""
     samples = sorted(samples)
     order = np.random.default_rng(0).permutation(len(samples))
@@ -188,42 +222,3 @@ def cut_80_10_10(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return {
         split: [samples[i] for i in sorted(part)] for split, part in zip(SPLITS, parts, strict=True)
     }
-
-
-def resize(
-    image: Image.Image, mask: np.ndarray, image_size: tuple[int, int]
-) -> tuple[Image.Image, np.ndarray]:
-    """An image (bilinear, antialiased) and its mask (nearest neighbour) in another size (H, W)."""
-    height, width = image_size
-    # Nearest neighbour: the pixel under the centre of each new one, in whole numbers.
-    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return image, mask[np.ix_(rows, columns)]
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(map(repr, allowed))}")
-
-
-def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
-    size = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in size)
-    if len(size) != 2 or not whole or min(size) < 32:
-        raise ValueError(
-            f"image_size={image_size!r} is not allowed: it takes (H, W), two whole numbers of "
-            "pixels from 32 upwards"
-        )
-    return size
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, ... for broken files
-        raise ValueError(f"{path}: the image file cannot be read ({error})") from error

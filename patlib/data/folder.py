@@ -1,6 +1,7 @@
 """A user's own images and masks."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -9,9 +10,10 @@ from patlib.data.dataset import (
     SPLITS,
     Sample,
     SegmentationDataset,
-    check_image_size,
+    by_name,
     cut_80_10_10,
 )
+from patlib.data.images import check_image_size
 
 CLASSES = "classes.yaml"
 KEYS = ("classes", "void", "image_size")
@@ -41,12 +43,12 @@ class Folder(SegmentationDataset):
     """
 
     name = "folder"
+    label = "own images"
     default_size = None
     layout = (
         "Expected in data_root:\n"
-        "  images/a.jpg   or images/train/a.jpg ...  ("
-        + ", ".join(s.removeprefix(".") for s in IMAGE_SUFFIXES)
-        + ")\n"
+        "  images/a.jpg   or images/train/a.jpg ...  "
+        f"({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})\n"
         "  masks/a.png    or masks/train/a.png ...   (train, test, and perhaps validation)\n"
         "  classes.yaml   classes: [road, car]       what the mask values 0, 1, ... mean, or\n"
         "                 classes: {7: road, 26: car}\n"
@@ -69,23 +71,22 @@ class Folder(SegmentationDataset):
         self.class_names, self.labels, self.default_size = read_classes(file)
         if image_size is None and self.default_size is None:
             raise ValueError(
-                f"image_size is missing: the data set {self.name!r} has no size of its own; give "
-                f"image_size=(H, W), or write image_size: [H, W] into {file}"
+                f"image_size must be given as (H, W), or written as image_size: [H, W] into {file},"
+                " got neither"
             )
         super().__init__(root, split, image_size, split_scheme, void)
 
     def official_splits(self) -> dict[str, list[Sample]]:
-        for kind in ("images", "masks"):
-            if not (self.root / kind).is_dir():
-                raise self._incomplete(f"there is no folder {kind}/")
-        parts = [f.name for f in _visible(self.root / "images") if f.is_dir()]
+        entries = [f for f in self._folder("images").iterdir() if not f.name.startswith(".")]
+        self._folder("masks")
+        parts = sorted(f.name for f in entries if f.is_dir())
         if not parts:
             return cut_80_10_10(self._part(""))
         if unknown := sorted(set(parts) - set(SPLITS)):
             raise self._incomplete(
-                f"images/ has a folder {unknown[0]!r}; a split is one of {', '.join(SPLITS)}"
+                f"a folder in images/ must be one of {', '.join(SPLITS)}, got {unknown[0]!r}"
             )
-        if loose := [f.name for f in _visible(self.root / "images") if f.is_file()]:
+        if loose := sorted(f.name for f in entries if f.is_file()):
             raise self._incomplete(f"images/{loose[0]} lies beside the folders of the splits")
         for wanted in ("train", "test"):
             if wanted not in parts:
@@ -93,25 +94,16 @@ class Folder(SegmentationDataset):
         return {part: self._part(f"{part}/") for part in parts}
 
     def _part(self, part: str) -> list[Sample]:
-        if not (self.root / "masks" / part).is_dir():
-            raise self._incomplete(f"there is no folder masks/{part}")
-        images = self._by_name(self.root / "images" / part, IMAGE_SUFFIXES)
-        masks = self._by_name(self.root / "masks" / part, (".png",))
-        if unmatched := images.keys() ^ masks.keys():
-            raise self._incomplete(
-                f"{len(unmatched)} of images/{part} and masks/{part} have no counterpart, the "
-                f"first is {min(unmatched)}"
-            )
-        return [Sample(f"{part}{name}", images[name], masks[name]) for name in sorted(images)]
+        def name(file: Path) -> str:
+            return f"{part}{file.stem}"
 
-    def _by_name(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-        files = {}
-        for file in _visible(folder):
-            if file.suffix.lower() in suffixes:
-                if other := files.get(file.stem):
-                    raise ValueError(f"{other} and {file.name} have the same name")
-                files[file.stem] = file
-        return files
+        images = self._folder(f"images/{part}").iterdir()
+        masks = self._folder(f"masks/{part}").iterdir()
+        return self._pair(
+            by_name((f for f in images if f.suffix.lower() in IMAGE_SUFFIXES), name),
+            by_name((f for f in masks if f.suffix.lower() == ".png"), name),
+            f"images/{part} and masks/{part}",
+        )
 
 
 def read_classes(
@@ -123,54 +115,49 @@ def read_classes(
         ValueError: the file is wrong; the message names it and the key.
     """
 
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"{file}: {what}.\n{Folder.layout}")
+    def refuse(what: object) -> NoReturn:
+        raise ValueError(f"{file}: {what}.\n{Folder.layout}")
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise wrong(f"it is not YAML ({error})") from error
+        refuse(f"it must be YAML ({error})")
     if not isinstance(content, dict) or "classes" not in content:
-        raise wrong("the key 'classes' is missing")
+        refuse("the key 'classes' is missing")
     if unknown := [key for key in content if key not in KEYS]:
-        raise wrong(f"unknown key {unknown[0]!r}; allowed are {', '.join(KEYS)}")
+        refuse(f"a key must be one of {', '.join(KEYS)}, got {unknown[0]!r}")
 
-    classes = content["classes"]
+    classes, void = content["classes"], content.get("void", [])
     if isinstance(classes, list):
         classes = dict(enumerate(classes))
     names = list(classes.values()) if isinstance(classes, dict) else []
-    if bad := [name for name in names if not isinstance(name, str)]:
+    for name in names:
         # YAML reads a bare on, off, yes or no as true or false.
-        raise wrong(
-            f"classes: {bad[0]!r} is not a name; it takes names, or mask value: name (a number, or "
-            "a word such as on, needs quotes to be a name)"
-        )
+        if not isinstance(name, str):
+            refuse(
+                "classes must be names, or mask value: name (a number, or a word such as on, needs "
+                f"quotes to be a name), got {name!r}"
+            )
     if "void" in names:
-        raise wrong("classes: 'void' is not a class; write its mask values into void")
+        refuse("classes must not contain 'void': write its mask values into void")
     # One is left for void as a class, and 255 marks ignored pixels.
     if not 2 <= len(set(names)) == len(names) <= IGNORE_INDEX - 1:
-        raise wrong(
-            f"classes: {len(names)} names, {len(set(names))} of them different; it takes 2 to "
-            f"{IGNORE_INDEX - 1}, all different"
+        refuse(
+            f"classes must be 2 to {IGNORE_INDEX - 1} different names, got {len(names)} names, "
+            f"{len(set(names))} of them different"
         )
-    void = content.get("void", [])
     if not isinstance(void, list):
-        raise wrong(f"void={void!r} is not allowed: it takes a list of mask values, such as [255]")
+        refuse(f"void must be a list of mask values, such as [255], got {void!r}")
     for key, values in {"classes": classes, "void": void}.items():
         for value in values:
             if type(value) is not int or not 0 <= value <= 255:
-                raise wrong(f"{key}: {value!r} is not a mask value; these are 0 to 255")
+                refuse(f"{key}: mask values must be integers from 0 to 255, got {value!r}")
     if both := sorted(set(classes) & set(void)):
-        raise wrong(f"void: the mask value {both[0]} is the class {classes[both[0]]!r} already")
+        refuse(f"void must not contain {both[0]}, the mask value of class {classes[both[0]]!r}")
     labels = {value: index for index, value in enumerate(classes)}
     labels |= dict.fromkeys(void, IGNORE_INDEX)
-
     size = content.get("image_size")
     try:
         return tuple(names), labels, size if size is None else check_image_size(size)
     except ValueError as error:
-        raise wrong(str(error)) from error
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+        refuse(error)

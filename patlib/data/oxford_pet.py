@@ -1,9 +1,6 @@
 """Oxford-IIIT Pet (Parkhi et al. 2012): body, background and boundary of cats and dogs."""
 
-from pathlib import Path
 from typing import ClassVar
-
-from torchvision.datasets import OxfordIIITPet
 
 from patlib.data.dataset import Sample, SegmentationDataset
 
@@ -15,6 +12,8 @@ class OxfordPet(SegmentationDataset):
     """
 
     name = "oxford_pet"
+    label = "Oxford-IIIT Pet"
+    has_void = False
     default_size = (256, 256)
     class_names = ("body", "background", "boundary")
     labels: ClassVar = {1: 0, 2: 1, 3: 2}
@@ -30,17 +29,13 @@ class OxfordPet(SegmentationDataset):
         return {"train": self._part("trainval"), "test": self._part("test")}
 
     def _part(self, part: str) -> list[Sample]:
-        # torchvision wants the parent of a folder of this very name.
-        base = self.root.absolute() / "oxford-iiit-pet"
-        if not base.is_dir():
-            base = base.parent
-        if base.name != "oxford-iiit-pet":
-            raise self._incomplete("it neither is nor holds a folder oxford-iiit-pet")
-        for wanted in ("images", "annotations/trimaps", f"annotations/{part}.txt"):
-            if not (base / wanted).exists():
-                raise self._incomplete(f"there is no {wanted}")
-        reader = OxfordIIITPet(base.parent, split=part, target_types="segmentation")
-        return [
-            Sample(Path(image).stem, Path(image), Path(mask))
-            for image, mask in zip(reader._images, reader._segs, strict=True)
-        ]
+        base = self.root / "oxford-iiit-pet"
+        base = base if base.is_dir() else self.root
+        images, masks = base / "images", base / "annotations" / "trimaps"
+        names = base / "annotations" / f"{part}.txt"
+        for wanted in (images, masks, names):
+            if not wanted.exists():
+                raise self._incomplete(f"there is no {wanted.relative_to(base)}")
+        lines = names.read_text().splitlines()
+        ids = [line.split()[0] for line in lines if line.strip()]
+        return [Sample(i, images / f"{i}.jpg", masks / f"{i}.png") for i in ids]

@@ -1,4 +1,4 @@
-"""Street-like scenes with a long tail, drawn instead of read: the embedded data set.
+"""Street-like scenes with a long tail, drawn instead of read. Shapes and colours: scenes.yaml.
 
 A scene is a street seen by a driver. Rays from a vanishing point divide it into road, pavement,
 facades and sky; things (cars, pedestrians, signs, ...) stand on it in perspective; in some images
@@ -16,287 +16,71 @@ their greys, and the light changes from scene to scene. Shape, texture and place
 """
 
 import math
-from dataclasses import dataclass
-from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
+from numpy.typing import NDArray
 
-__all__ = ["SceneGenerator", "class_names", "draw_scene"]
+from patlib.checks import check_integer, check_number
+from patlib.data.images import check_image_size
+
+__all__ = ["SceneGenerator", "class_names"]
 
 _VOID = 255  # the label of ignored pixels
-
-# Classes from common to rare, each with the smallest number of classes that includes it.
-_CLASSES = {
-    "road": 3,
-    "building": 3,
-    "sky": 4,
-    "pavement": 6,
-    "vegetation": 7,
-    "grass": 11,
-    "wall": 17,
-    "fence": 14,
-    "car": 3,
-    "truck": 15,
-    "bus": 12,
-    "tram": 19,
-    "pole": 10,
-    "pedestrian": 5,
-    "bicycle": 9,
-    "motorcycle": 16,
-    "traffic light": 13,
-    "sign": 8,
-    "dog": 20,
-    "cone": 18,
-}
+_TABLES = yaml.safe_load(Path(__file__).with_name("scenes.yaml").read_text(encoding="utf-8"))
+_PAINTS = np.array(_TABLES["paints"], np.float32)
+_MATERIALS = _TABLES["materials"]
 _GROUND = ("road", "pavement", "grass")
 _FRONTS = ("wall", "fence")  # between the ground and the facades, each on its own side
 _REGIONS = (*_GROUND, *_FRONTS, "building", "sky")
 
-# Colours of cars, facades, shops, clothes and signs alike.
-_PAINTS = np.array(
-    [
-        (226, 224, 218),
-        (60, 60, 66),
-        (150, 152, 156),
-        (104, 104, 108),
-        (186, 52, 46),
-        (138, 74, 58),
-        (52, 92, 160),
-        (44, 54, 86),
-        (76, 128, 82),
-        (206, 184, 148),
-        (222, 178, 58),
-        (214, 118, 50),
-        (112, 88, 70),
-        (92, 150, 160),
-    ],
-    dtype=np.float32,
-)
-_MATERIALS = {
-    "tyre": (38, 38, 40),
-    "glass": (66, 82, 98),
-    "steel": (128, 130, 132),
-    "skin": (198, 150, 122),
-    "white": (232, 232, 228),
-    "red": (206, 46, 40),
-    "amber": (236, 176, 60),
-    "green": (64, 180, 110),
-    "orange": (226, 106, 40),
-    "bark": (94, 74, 60),
-}
 
-
-@dataclass(frozen=True)
 class _Thing:
-    """A thing made of parts, in a box that reaches from -1 to 1 in both directions, y downwards.
+    """A thing of scenes.yaml; the fields are explained there.
 
-    A part is (kind, x, y, half width, half height, colour), kind one of box, wedge (narrow at the
-    top), disc and ring; later parts lie in front. Colours "a" and "b" are drawn for each thing.
+    Attributes:
+        fill: share of the box that the parts cover.
     """
 
-    metres: float  # height
-    aspect: float  # width / height
-    on_road: bool  # on the road, or beside it
-    parts: tuple
-    rough: float = 0.0  # raggedness of the outline, relative to the height
-    leafy: bool = False  # "a" and "b" are greens
-
-    def __post_init__(self):
-        kinds, x, y, rx, ry, colours = zip(*self.parts, strict=True)
-
-        def column(values):
-            return np.array(values, dtype=np.float64)[:, None, None]
-
-        table = {
-            "x": column(x),
-            "y": column(y),
-            "rx": column(rx),
-            "ry": column(ry),
-            "taper": column([0.35 * (kind == "wedge") for kind in kinds]),
-            "round": column([kind in ("disc", "ring") for kind in kinds]) > 0,
-            "rim": column([0.16 if kind == "ring" else 1.0 for kind in kinds]),
-            "colours": colours,
-        }
-        object.__setattr__(self, "table", table)
+    def __init__(
+        self,
+        metres: float,
+        aspect: float,
+        parts: list[list[Any]],
+        on_road: bool = False,
+        rough: float = 0.0,
+        leafy: bool = False,
+    ):
+        self.metres, self.aspect, self.on_road = metres, aspect, on_road
+        self.rough, self.leafy = rough, leafy
+        kinds, *numbers, self.colours = zip(*parts, strict=True)
+        self._x, self._y, self._rx, self._ry = np.array(numbers, np.float64)[:, :, None, None]
+        kinds = np.array(kinds)[:, None, None]
+        self._taper = 0.35 * (kinds == "wedge")
+        self._round = (kinds == "disc") | (kinds == "ring")
+        self._rim = np.where(kinds == "ring", 0.16, 1.0)
         grid = (np.arange(64) + 0.5) / 32 - 1
         inside = self.distances(grid, grid, 1.0, 1.0).min(axis=0) < 0
-        object.__setattr__(self, "fill", float(np.count_nonzero(inside)) / inside.size)
+        self.fill = float(np.count_nonzero(inside)) / inside.size
 
-    def distances(self, y, x, half_height, half_width):
+    def distances(self, y: NDArray, x: NDArray, half_height: float, half_width: float) -> NDArray:
         """Signed distance to every part, negative inside: (parts, len(y), len(x)).
 
         ``y`` and ``x`` are relative to the box, the distances in the unit of the half sizes.
         """
-        t = self.table
-        u = (x - t["x"]) / t["rx"]
-        v = (y[:, None] - t["y"]) / t["ry"]
-        rx, ry = t["rx"] * half_width, t["ry"] * half_height
+        u = (x - self._x) / self._rx
+        v = (y[:, None] - self._y) / self._ry
+        rx, ry = self._rx * half_width, self._ry * half_height
         inner = np.minimum(rx, ry)
-        box = np.maximum((np.abs(u) - 1 + t["taper"] * (1 - v)) * rx, (np.abs(v) - 1) * ry)
-        d = np.where(t["round"], (np.sqrt(u * u + v * v) - 1) * inner, box)
-        rim = t["rim"] * inner
+        box = np.maximum((np.abs(u) - 1 + self._taper * (1 - v)) * rx, (np.abs(v) - 1) * ry)
+        d = np.where(self._round, (np.sqrt(u * u + v * v) - 1) * inner, box)
+        rim = self._rim * inner
         return np.abs(d + rim) - rim  # hollows a ring, leaves a solid as it is
 
 
-_THINGS = {
-    "vegetation": _Thing(
-        7.0,
-        0.85,
-        False,
-        (
-            ("box", 0.0, 0.7, 0.1, 0.3, "bark"),
-            ("disc", -0.35, 0.0, 0.62, 0.5, "b"),
-            ("disc", 0.38, 0.05, 0.6, 0.48, "b"),
-            ("disc", 0.0, -0.4, 0.72, 0.56, "a"),
-            ("disc", -0.2, -0.1, 0.42, 0.36, "a"),
-        ),
-        rough=0.16,
-        leafy=True,
-    ),
-    "car": _Thing(
-        1.5,
-        1.3,
-        True,
-        (
-            ("box", -0.68, 0.8, 0.2, 0.2, "tyre"),
-            ("box", 0.68, 0.8, 0.2, 0.2, "tyre"),
-            ("wedge", 0.0, -0.45, 0.84, 0.55, "a"),
-            ("box", 0.0, 0.28, 1.0, 0.44, "a"),
-            ("wedge", 0.0, -0.42, 0.62, 0.3, "glass"),
-            ("box", -0.78, 0.12, 0.16, 0.12, "red"),
-            ("box", 0.78, 0.12, 0.16, 0.12, "red"),
-        ),
-    ),
-    "truck": _Thing(
-        3.4,
-        0.8,
-        True,
-        (
-            ("box", -0.66, 0.88, 0.24, 0.12, "tyre"),
-            ("box", 0.66, 0.88, 0.24, 0.12, "tyre"),
-            ("box", 0.0, -0.14, 1.0, 0.86, "a"),
-            ("box", 0.0, -0.14, 0.05, 0.8, "tyre"),
-            ("box", 0.0, 0.72, 0.9, 0.1, "tyre"),
-        ),
-    ),
-    "bus": _Thing(
-        3.1,
-        0.85,
-        True,
-        (
-            ("box", -0.66, 0.9, 0.2, 0.1, "tyre"),
-            ("box", 0.66, 0.9, 0.2, 0.1, "tyre"),
-            ("box", 0.0, -0.06, 1.0, 0.9, "a"),
-            ("box", 0.0, -0.2, 0.86, 0.46, "glass"),
-            ("box", 0.0, -0.84, 0.6, 0.08, "amber"),
-            ("box", -0.7, 0.6, 0.16, 0.1, "white"),
-            ("box", 0.7, 0.6, 0.16, 0.1, "white"),
-        ),
-    ),
-    "tram": _Thing(
-        3.6,
-        0.62,
-        True,
-        (
-            ("box", 0.0, -0.86, 0.08, 0.14, "steel"),
-            ("disc", 0.0, -0.2, 0.95, 0.55, "a"),
-            ("box", 0.0, 0.35, 1.0, 0.6, "a"),
-            ("disc", 0.0, -0.2, 0.75, 0.4, "glass"),
-            ("disc", 0.0, 0.55, 0.25, 0.16, "white"),
-            ("box", 0.0, 0.95, 0.8, 0.05, "tyre"),
-        ),
-    ),
-    "pole": _Thing(
-        5.0,
-        0.12,
-        False,
-        (
-            ("box", 0.0, 0.0, 0.5, 1.0, "steel"),
-            ("box", 0.0, -0.95, 1.0, 0.05, "steel"),
-        ),
-    ),
-    "pedestrian": _Thing(
-        1.75,
-        0.4,
-        False,
-        (
-            ("box", -0.42, 0.6, 0.3, 0.4, "b"),
-            ("box", 0.42, 0.6, 0.3, 0.4, "b"),
-            ("box", 0.0, -0.15, 0.95, 0.42, "a"),
-            ("disc", 0.0, -0.78, 0.55, 0.22, "skin"),
-        ),
-    ),
-    "bicycle": _Thing(
-        1.2,
-        1.5,
-        True,
-        (
-            ("ring", -0.56, 0.42, 0.44, 0.58, "tyre"),
-            ("ring", 0.56, 0.42, 0.44, 0.58, "tyre"),
-            ("box", 0.0, -0.12, 0.5, 0.1, "a"),
-            ("box", -0.1, 0.1, 0.07, 0.4, "a"),
-            ("box", 0.45, -0.4, 0.07, 0.5, "a"),
-            ("box", 0.45, -0.86, 0.28, 0.1, "tyre"),
-            ("box", -0.14, -0.5, 0.22, 0.1, "tyre"),
-        ),
-    ),
-    "motorcycle": _Thing(
-        1.4,
-        0.6,
-        True,
-        (
-            ("box", 0.0, 0.5, 0.24, 0.5, "tyre"),
-            ("disc", 0.0, 0.0, 0.7, 0.5, "a"),
-            ("box", 0.0, -0.55, 1.0, 0.1, "steel"),
-            ("disc", 0.0, -0.2, 0.3, 0.18, "white"),
-            ("box", 0.0, -0.75, 0.5, 0.2, "glass"),
-        ),
-    ),
-    "traffic light": _Thing(
-        3.2,
-        0.3,
-        False,
-        (
-            ("box", 0.0, 0.4, 0.2, 0.6, "steel"),
-            ("box", 0.0, -0.5, 0.95, 0.5, "tyre"),
-            ("disc", 0.0, -0.8, 0.5, 0.15, "red"),
-            ("disc", 0.0, -0.5, 0.5, 0.15, "amber"),
-            ("disc", 0.0, -0.2, 0.5, 0.15, "green"),
-        ),
-    ),
-    "sign": _Thing(
-        2.6,
-        0.5,
-        False,
-        (
-            ("box", 0.0, 0.4, 0.14, 0.6, "steel"),
-            ("disc", 0.0, -0.5, 1.0, 0.5, "a"),
-            ("disc", 0.0, -0.5, 0.5, 0.25, "white"),
-        ),
-    ),
-    "dog": _Thing(
-        0.9,
-        1.4,
-        False,
-        (
-            ("box", -0.5, 0.6, 0.13, 0.4, "a"),
-            ("box", 0.4, 0.6, 0.13, 0.4, "a"),
-            ("box", -0.05, 0.05, 0.62, 0.34, "a"),
-            ("disc", 0.68, -0.45, 0.32, 0.4, "a"),
-            ("box", -0.8, -0.4, 0.1, 0.4, "a"),
-        ),
-    ),
-    "cone": _Thing(
-        0.9,
-        0.8,
-        True,
-        (
-            ("wedge", 0.0, -0.1, 1.1, 0.9, "orange"),
-            ("wedge", 0.0, 0.0, 0.7, 0.18, "white"),
-            ("box", 0.0, 0.9, 1.0, 0.1, "orange"),
-        ),
-    ),
-}
+_THINGS = {name: _Thing(**thing) for name, thing in _TABLES["things"].items()}
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _BLOCK = 20  # images whose order is shuffled, for each class on its own
@@ -307,23 +91,9 @@ _FACADES = 12  # on each side
 
 def class_names(num_classes: int) -> tuple[str, ...]:
     """Names of the classes, from the commonest to the rarest; ``num_classes`` is 3 to 20."""
-    if not _is_int(num_classes) or not 3 <= num_classes <= len(_CLASSES):
-        raise ValueError(
-            f"num_classes must be a whole number from 3 to {len(_CLASSES)}, got {num_classes!r}"
-        )
-    return tuple(name for name, smallest in _CLASSES.items() if smallest <= num_classes)
-
-
-def draw_scene(
-    seed: int,
-    index: int,
-    image_size: tuple[int, int] = (96, 128),
-    num_classes: int = 8,
-    imbalance: float = 100.0,
-    rare_size: float = 40,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one scene: ``SceneGenerator(seed, ...).draw(index)``, see there."""
-    return SceneGenerator(seed, image_size, num_classes, imbalance, rare_size).draw(index)
+    smallest = _TABLES["classes"]
+    num_classes = check_integer("num_classes", num_classes, minimum=3, maximum=len(smallest))
+    return tuple(name for name, n in smallest.items() if n <= num_classes)
 
 
 class SceneGenerator:
@@ -335,56 +105,42 @@ class SceneGenerator:
     20). A handful of scenes need not contain the rarest classes.
 
     Args:
-        seed: Which data set, 0 or more.
-        image_size: (height, width) in pixels, 32 or more each.
-        num_classes: 3 to 20, see `class_names`.
-        imbalance: Pixels of the commonest class for one of the rarest, over the data set, 1 or
-            more. Ignored pixels are not counted.
-        rare_size: Typical number of pixels of one thing of the rare classes, the last third; up
+        scene_seed: which data set, an integer >= 0.
+        image_size: (H, W) in pixels, 32 or more each.
+        num_classes: 3 to 20, see :func:`class_names`.
+        imbalance: pixels of the commonest class for one of the rarest, over the data set, >= 1.
+            Ignored pixels are not counted.
+        rare_size: typical number of pixels of one thing of the rare classes, the last third; up
             to a tenth of the image. Things of the other classes are larger, typically a thirtieth
             of the image for the commonest. How often things appear follows from their size and
             the share of their class: many small ones make a crowded street.
 
     Attributes:
-        class_names: Names, from the commonest to the rarest.
-        shares: Expected share of each class among the valid pixels, (num_classes,).
+        class_names: from the commonest to the rarest.
+        shares: expected share of each class among the valid pixels, (num_classes,).
 
     Raises:
-        ValueError: If an argument is out of range, or if a thing of the rarest class would come
-            in fewer than one of 30 images, too seldom to meet its share.
+        ValueError: an argument is out of range, or a thing of the rarest class would appear in
+            fewer than one of 30 images, too seldom to meet its share.
     """
 
     def __init__(
         self,
-        seed: int = 0,
+        scene_seed: int = 0,
         image_size: tuple[int, int] = (96, 128),
         num_classes: int = 8,
         imbalance: float = 100.0,
         rare_size: float = 40,
     ):
         self.class_names = class_names(num_classes)
-        _check_index("seed", seed)
-        try:
-            height, width = image_size
-        except (TypeError, ValueError):
-            height = width = None
-        if not (_is_int(height) and _is_int(width) and min(height, width) >= 32):
-            raise ValueError(
-                f"image_size must be (height, width), whole numbers from 32, got {image_size!r}"
-            )
-        if not _is_real(imbalance) or imbalance < 1:
-            raise ValueError(f"imbalance must be a number from 1, got {imbalance!r}")
-        largest = height * width // 10
-        if not _is_real(rare_size) or not 0 < rare_size <= largest:
-            raise ValueError(
-                f"rare_size must be above 0 and at most {largest}, a tenth of the image, "
-                f"got {rare_size!r}"
-            )
-        self.seed = int(seed)
-        self.image_size = (int(height), int(width))
-        profile = float(imbalance) ** (-np.arange(num_classes) / (num_classes - 1))
+        self.seed = check_integer("scene_seed", scene_seed, minimum=0)
+        self.image_size = height, width = check_image_size(image_size)
+        imbalance = check_number("imbalance", imbalance, minimum=1)
+        # At most a tenth of the image.
+        rare_size = check_number("rare_size", rare_size, above=0, maximum=height * width // 10)
+        profile = imbalance ** (-np.arange(num_classes) / (num_classes - 1))
         self.shares = profile / profile.sum()
-        self._plan(float(rare_size))
+        self._plan(rare_size)
         self._rows = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
         self._columns = np.arange(width, dtype=np.float32)[None, :] + np.float32(0.5)
 
@@ -403,9 +159,9 @@ class SceneGenerator:
         rates = per_image / self._sizes
         if rates[0] < 1 / 30:
             raise ValueError(
-                f"rare_size={rare_size:g} is too large: {per_image[0]:.2g} pixels an image are "
-                f"{self.class_names[-1]!r}, so that fewer than 7 would appear in 200 images; "
-                f"with this image_size and imbalance it can be {30 * per_image[0]:.0f} at most"
+                f"rare_size must be at most {30 * per_image[0]:.3g} with this image_size and "
+                f"imbalance, got {rare_size:g}: with {per_image[0]:.2g} pixels an image, fewer "
+                f"than 7 things of {self.class_names[-1]!r} would appear in 200 images"
             )
         # Things come in groups: several in some images, none in others.
         self._groups = np.ceil(rates / 0.7).astype(int)
@@ -436,19 +192,18 @@ class SceneGenerator:
             The image, uint8 (height, width, 3), and its labels, uint8 (height, width), 255 where
             ignored.
         """
-        _check_index("index", index)
-        index = int(index)
+        index = check_integer("index", index, minimum=0)
         return _Scene(self, _generator(self.seed, 2, index)).draw(self._schedule(index))
 
 
 class _Scene:
-    """One scene while it is drawn. ``paint`` is the row of ``colours`` that each pixel shows."""
+    """One scene while it is drawn; ``colour_index`` is each pixel's row of ``colours``."""
 
     def __init__(self, generator, rng):
         self.generator, self.rng = generator, rng
         self.height, self.width = generator.image_size
         self.labels = np.full(generator.image_size, _VOID, dtype=np.uint8)
-        self.paint = np.zeros(generator.image_size, dtype=np.intp)
+        self.colour_index = np.zeros(generator.image_size, dtype=np.intp)
         self.free = np.ones(generator.image_size, dtype=bool)
         self.colours = []
 
@@ -518,7 +273,7 @@ class _Scene:
         taken = field <= _level(field, round(share * field.size))
         tone = 40 + 120 * self.rng.random()
         self.free &= ~taken
-        self.paint[taken] = self.mix((tone, tone, tone))
+        self.colour_index[taken] = self.mix((tone, tone, tone))
 
     def draw_group(self, thing, number):
         """The things of one class: together as many pixels as ``number`` says."""
@@ -578,7 +333,7 @@ class _Scene:
         # The last part that a pixel lies in, else the nearest.
         front = np.arange(len(distances))[:, None, None] * 1e-3
         part = np.argmin(np.maximum(distances, 0) - front, axis=0)
-        self.paint[box][taken] = part[taken] + self.mix(*self.thing_colours(thing))
+        self.colour_index[box][taken] = part[taken] + self.mix(*self.thing_colours(thing))
         self.labels[box][taken] = label
         self.free[box][taken] = False
         return int(np.count_nonzero(taken))
@@ -611,56 +366,46 @@ class _Scene:
             own = {"a": a, "b": 0.8 * a}
         else:
             own = {"a": _PAINTS[int(u[0] * len(_PAINTS))], "b": _PAINTS[int(u[1] * len(_PAINTS))]}
-        return [own[name] if name in own else _MATERIALS[name] for name in thing.table["colours"]]
+        return [own[name] if name in own else _MATERIALS[name] for name in thing.colours]
 
     def draw_street(self):
         """Divide the pixels that are left among the regions, by angle, each its exact number."""
         names = self.generator.class_names
-        facade, roof = self.place_facades()
+        roof = self.place_facades()
         order = np.where(self.angle > 0, self.angle * roof, self.angle)
-        left = self.free
-        values = order[left]
-        ends = np.rint(np.cumsum(self.region_shares) * values.size).astype(int).tolist()
-        painters = {
-            "road": self.paint_road,
-            "pavement": self.paint_pavement,
-            "grass": self.paint_grass,
-            "wall": self.paint_wall,
-            "fence": self.paint_fence,
-            "building": lambda: self.paint_facades(facade),
-            "sky": self.paint_sky,
-        }
-        # Bands from the sky down, the facades reaching to the ground at first.
-        bands = [x for x in zip(self.regions, ends, strict=True) if x[0] not in _FRONTS]
-        levels = _level(values, [end for _, end in bands])
-        top = bands[-1][0]
-        labels = np.full(order.shape, names.index(top), dtype=np.uint8)
-        paint = painters[top]()
-        for (name, _), level in list(zip(bands, levels, strict=True))[-2::-1]:
-            taken = order <= level
+        values = order[self.free]
+        ends = np.rint(np.cumsum(self.region_shares) * values.size).astype(int)
+        labels = np.empty(order.shape, np.uint8)
+        colour_index = np.empty(order.shape, np.intp)
+
+        def cover(name, taken):
             labels[taken] = names.index(name)
-            paint = np.where(taken, painters[name](), paint)
+            np.copyto(colour_index, getattr(self, f"paint_{name}")(), where=taken)
+
+        # Bands from the sky down, the facades reaching to the ground at first.
+        bands = [i for i, name in enumerate(self.regions) if name not in _FRONTS][::-1]
+        levels = _level(values, ends[bands])
+        levels[0] = np.inf  # the first covers everything
+        for i, level in zip(bands, levels, strict=True):
+            cover(self.regions[i], order <= level)
         # A wall or a fence hides the foot of the facades, each on its own side.
         right = (self.sideways > 0) == (self.rng.random() < 0.5)
-        counts = dict(zip(self.regions, np.diff(ends, prepend=0).tolist(), strict=True))
-        for name in _FRONTS:
-            if name in counts:
+        for name, count in zip(self.regions, np.diff(ends, prepend=0), strict=True):
+            if name in _FRONTS:
                 field = order + 4 * (right == (name == "wall"))
-                field = np.where(left & (labels == names.index("building")), field, 9)
-                taken = field <= _level(field, counts[name])
-                labels[taken] = names.index(name)
-                paint = np.where(taken, painters[name](), paint)
-        self.labels[left] = labels[left]
-        self.paint = np.where(left, paint, self.paint)
+                field = np.where(self.free & (labels == names.index("building")), field, 9)
+                cover(name, field <= _level(field, count))
+        self.labels[self.free] = labels[self.free]
+        self.colour_index[self.free] = colour_index[self.free]
 
     def place_facades(self):
-        """For each column: the number of the facade, and a factor on the angle of its roof."""
+        """Choose the facade of each column; return a factor on the angle of its roof, (W,)."""
         u = self.rng.random(2).tolist()
         distance = np.abs(self.sideways[0]) / self.width
         number = ((0.5 + 0.4 * u[0]) / (distance + 0.06) + u[1]).astype(int)
-        number = np.minimum(number, _FACADES - 1) + _FACADES * (self.sideways[0] > 0)
+        self.facade = np.minimum(number, _FACADES - 1) + _FACADES * (self.sideways[0] > 0)
         roof = (0.7 + 0.7 * self.rng.random(2 * _FACADES)).astype(np.float32)
-        return number, roof[number]
+        return roof[self.facade]
 
     def paint_road(self):
         u = self.rng.random(4).tolist()
@@ -689,7 +434,7 @@ class _Scene:
         board = 0.6 * _PAINTS[int(self.rng.random() * len(_PAINTS))] + 20
         return self.mix(board, 0.5 * board) + np.arange(self.width) // 2 % 2
 
-    def paint_facades(self, facade):
+    def paint_building(self):
         rng = self.rng
         u = rng.random(4).tolist()
         tones = 90 + 80 * rng.random((2 * _FACADES, 1))
@@ -702,7 +447,7 @@ class _Scene:
         near = distance > math.sqrt(2.5 * self.width)
         bays = 0.9 * self.width / np.maximum(distance, 1) + u[0]
         glass = (near & (_fraction(bays) > 0.4)) & (_fraction(self.up * 2.2 + u[1]) > 0.45)
-        paint = facade + np.where(glass, window, wall)
+        paint = self.facade + np.where(glass, window, wall)
         # Shops on the ground floor, in the paints of cars and signs.
         shop = self.mix(*self.some_paints(16))
         number = (bays / 2 + 8 * (self.sideways[0] > 0)).astype(int) % 16
@@ -726,7 +471,7 @@ class _Scene:
         rng = self.rng
         gain = (0.75 + 0.4 * rng.random()) * (0.94 + 0.12 * rng.random(3))
         colours = (np.array(self.colours) * gain).astype(np.float32)
-        image = colours.take(self.paint, axis=0)
+        image = colours.take(self.colour_index, axis=0)
         image *= (0.85 + 0.3 * self.clouds[::-1, ::-1])[:, :, None]
         # A lens blurs a little before the sensor adds its noise.
         for x in (image, image.transpose(1, 0, 2)):
@@ -757,16 +502,3 @@ def _level(values, counts):
 
 def _fraction(x):
     return x - np.floor(x)
-
-
-def _is_int(value):
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_real(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_index(name, value):
-    if not _is_int(value) or value < 0:
-        raise ValueError(f"{name} must be a whole number from 0, got {value!r}")

@@ -1,9 +1,12 @@
 """The embedded data set."""
 
+from pathlib import Path
+
+import numpy as np
 from PIL import Image
 
 from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
-from patlib.data.scenes import SceneGenerator, class_names
+from patlib.data.scenes import SceneGenerator
 
 NUM_IMAGES = {"train": 240, "validation": 60, "test": 120}
 
@@ -12,7 +15,7 @@ class Synthetic(SegmentationDataset):
     """Street-like scenes with a long tail, drawn from (scene_seed, index): no files, no download.
 
     240 / 60 / 120 images. What the classes are and how they are drawn:
-    :class:`patlib.data.scenes.SceneGenerator`.
+    :class:`patlib.data.scenes.SceneGenerator`, which takes these parameters.
 
     Args:
         num_classes: classes, void not counted.
@@ -22,6 +25,8 @@ class Synthetic(SegmentationDataset):
     """
 
     name = "synthetic"
+    label = "embedded"
+    drawn = True
     default_size = (96, 128)
     layout = "It is drawn: data_root must be left out."
 
@@ -37,32 +42,25 @@ class Synthetic(SegmentationDataset):
         rare_size: float = 40,
         scene_seed: int = 0,
     ):
-        self.class_names = class_names(num_classes)
+        size = self.default_size if image_size is None else image_size
+        self._scenes = SceneGenerator(scene_seed, size, num_classes, imbalance, rare_size)
+        self.class_names = self._scenes.class_names
         self.labels = {**{c: c for c in range(num_classes)}, IGNORE_INDEX: IGNORE_INDEX}
-        self._settings = dict(num_classes=num_classes, imbalance=imbalance, rare_size=rare_size)
-        self._scene_seed = scene_seed
-        super().__init__(root, split, image_size, split_scheme, void)
-        self._scenes = SceneGenerator(scene_seed, self.image_size, **self._settings)
+        super().__init__(root, split, size, split_scheme, void)
 
-    def official_splits(self):
-        samples, first = {}, 0
-        for split, n in NUM_IMAGES.items():
-            samples[split] = [Sample(f"{i:04d}", None, None) for i in range(first, first + n)]
-            first += n
-        return samples
+    def official_splits(self) -> dict[str, list[Sample]]:
+        numbers = iter(range(sum(NUM_IMAGES.values())))
+        return {
+            split: [Sample(f"{next(numbers):04d}", None, None) for _ in range(n)]
+            for split, n in NUM_IMAGES.items()
+        }
 
-    def read(self, sample):
+    def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
         image, mask = self._scenes.draw(int(sample.id))
         return Image.fromarray(image), mask
 
-    def files(self):
-        return []
-
-    def _find_root(self, root):
+    def _find_root(self, root: str | Path | None) -> None:
         if root is not None:
             raise ValueError(
-                f"data_root={str(root)!r} is not allowed: 'synthetic' is drawn and has no folder"
+                f"data_root must be None for 'synthetic', which is drawn, got {str(root)!r}"
             )
-
-    def _check_files(self):
-        pass

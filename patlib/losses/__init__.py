@@ -1,14 +1,27 @@
 """The losses of the paper's tables: each a function, a `torch.nn.Module`, and a name.
 
 All are called like `torch.nn.CrossEntropyLoss`: `loss(logits, target)`, with logits
-`(B, L, *spatial)` of any floating type and target `(B, *spatial)` int64, 255 being ignored.
+`(B, L, *spatial)` of any floating type and target `(B, *spatial)` int64, 255 being ignored
+(`ignore_index`; None for no ignored pixels). They need PyTorch and NumPy only.
+
+On CUDA the first call compiles the loss with `torch.compile`, which takes seconds and saves time
+and memory afterwards. The environment variable `PATLIB_COMPILE=0` switches that off. A label that
+is no class raises a ValueError on a CPU; on CUDA and inside `torch.compile`, where looking would
+wait for the device, the loss is NaN or an assertion of the device fails, as in PyTorch.
+
+A mean is over the batch that the calling process has. With several processes that average their
+gradients (DDP), PAT with `normalize="images"` equals one process with the whole batch if all have
+equally many images; the losses that divide by the number of valid pixels, or by weights, equal it
+only if that number is the same in all processes.
 """
 
 import inspect
+from typing import Any
 
-from torch import nn
+from patlib.checks import check_choice, check_integer, check_parameters
 
-from ._core import check_class_counts, check_integer
+from ._checks import ClassCounts, check_class_counts
+from ._formula import PixelLoss
 from .blv import BLVLoss, blv_loss
 from .bms import BMSLoss, bms_loss
 from .cb import CBLoss, cb_loss
@@ -39,7 +52,7 @@ __all__ = [
     "pat_loss",
 ]
 
-LOSSES = {
+LOSSES: dict[str, type[PixelLoss]] = {
     "ce": CELoss,
     "focal": FocalLoss,
     "cb": CBLoss,
@@ -51,7 +64,9 @@ LOSSES = {
 }
 
 
-def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.Module:
+def build_loss(
+    name: str, num_classes: int, class_counts: ClassCounts | None = None, **params: Any
+) -> PixelLoss:
     """Return the loss of that name as a Module.
 
     Args:
@@ -70,8 +85,7 @@ def build_loss(name: str, num_classes: int, class_counts=None, **params) -> nn.M
     PATLoss(num_classes=13, ignore_index=255, reduction='mean', temperature=5.0, epsilon=0.0, \
 size_exponent=1.0, weight='beta', normalize='images', detach=False)
     """
-    if not isinstance(name, str) or name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}, must be one of {', '.join(LOSSES)}")
+    check_choice("loss", name, tuple(LOSSES))
     num_classes = check_integer("num_classes", num_classes, minimum=1)
     module = LOSSES[name]
     accepted = set(inspect.signature(module).parameters)
@@ -79,10 +93,5 @@ size_exponent=1.0, weight='beta', normalize='images', detach=False)
         given = {"class_counts": check_class_counts(class_counts, num_classes)}
     else:
         given = {"num_classes": num_classes}
-    allowed = sorted(accepted - given.keys())
-    for param in params:
-        if param not in allowed:
-            raise ValueError(
-                f"loss {name!r} has no parameter {param!r}, it has {', '.join(allowed)}"
-            )
+    check_parameters(f"loss {name!r}", params, accepted - given.keys())
     return module(**given, **params)

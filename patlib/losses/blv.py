@@ -1,26 +1,20 @@
 """Balancing logit variation."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ._core import (
-    CHUNK,
-    PixelLoss,
-    check_batch,
-    check_choice,
-    check_class_counts,
-    check_number,
-    computed_in,
-    cross_entropy,
-    per_channel,
-    pixel_loss,
-    reduce,
-)
+from patlib.checks import check_choice, check_number
+
+from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._formula import PixelLoss, computed_in, cross_entropy, per_channel, reduce
+from ._fused import CHUNK, pixel_loss
 
 NOISES = ("gaussian", "uniform", "xavier")
 
 
-def blv_variation(class_counts) -> Tensor:
+def blv_variation(class_counts: ClassCounts) -> Tensor:
     """Share of the noise that each class gets, f_c / max f: float64 (L,), on the CPU.
 
         f_c = log Σ n - log n_c
@@ -28,7 +22,8 @@ def blv_variation(class_counts) -> Tensor:
     so the rarest class gets 1 (all get 0 if there is only one class).
 
     Args:
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others.
 
     Raises:
         ValueError: counts missing, negative or not finite.
@@ -36,14 +31,9 @@ def blv_variation(class_counts) -> Tensor:
     Source: Wang et al., CVPR 2023.
     """
     counts = check_class_counts(class_counts)
-    rarity = counts.sum().log() - counts.log()
+    rarity = counts.sum().log() - fill_absent(counts).log()
     # With a single class the largest f is 0.
     return rarity / rarity.max().clamp_min(torch.finfo(rarity.dtype).tiny)
-
-
-def check_noise(noise, sigma) -> float:
-    check_choice("noise", noise, NOISES)
-    return check_number("sigma", sigma, minimum=0)
 
 
 def draw_noise(logits: Tensor, noise: str, sigma: float) -> Tensor:
@@ -70,23 +60,15 @@ def vary(logits: Tensor, drawn: Tensor, variation: Tensor) -> Tensor:
     return drawn.add_(logits)
 
 
-def varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(variation))
-    if training:
-        logits = vary(logits, draw_noise(logits, noise, sigma), variation)
-    loss, _ = pixel_loss(logits, labels, cross_entropy)
-    return reduce(loss, labels, reduction)
-
-
 def blv_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
     noise: str = "gaussian",
     sigma: float = 0.5,
     training: bool = True,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Balancing logit variation: cross-entropy of `x_c + |clamp(δ, -1, 1)| · f_c / max f`.
@@ -100,14 +82,15 @@ def blv_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
-            training loop use the Module, which makes f only once.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. In a training loop use the Module, which makes
+            f only once.
         noise: δ is "gaussian", normal with standard deviation sigma; "uniform" on
             [-sigma, sigma]; or "xavier", normal with variance 2 / (2L), which does not use sigma.
             The PAT paper names a Xavier noise without defining it: this is our reading.
         sigma: spread of δ, in logits, >= 0.
         training: whether to add the noise. The Module passes its own mode.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -118,9 +101,10 @@ def blv_loss(
     Source: Wang et al., "Balancing Logit Variation for Long-tailed Semantic Segmentation",
     CVPR 2023.
     """
-    sigma = check_noise(noise, sigma)
-    variation = blv_variation(class_counts)
-    return varied_ce(logits, target, variation, noise, sigma, training, ignore_index, reduction)
+    loss = BLVLoss(
+        class_counts, noise=noise, sigma=sigma, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss.train(training)(logits, target)
 
 
 class BLVLoss(PixelLoss):
@@ -137,23 +121,29 @@ class BLVLoss(PixelLoss):
     tensor(True)
     """
 
+    label: ClassVar[str] = "BLV"
+    color: ClassVar[str] = "#117733"
+    marker: ClassVar[str] = "X"
+
     def __init__(
-        self, class_counts, *, noise="gaussian", sigma=0.5, ignore_index=255, reduction="mean"
-    ):
+        self,
+        class_counts: ClassCounts,
+        *,
+        noise: str = "gaussian",
+        sigma: float = 0.5,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         variation = blv_variation(class_counts)
         super().__init__(num_classes=len(variation), ignore_index=ignore_index, reduction=reduction)
-        self.noise = noise
-        self.sigma = check_noise(noise, sigma)
+        self.noise = check_choice("noise", noise, NOISES)
+        self.sigma = check_number("sigma", sigma, minimum=0)
         self.register_buffer("variation", variation, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return varied_ce(
-            logits,
-            target,
-            self.variation,
-            self.noise,
-            self.sigma,
-            self.training,
-            self.ignore_index,
-            self.reduction,
-        )
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        if self.training:
+            drawn = draw_noise(logits, self.noise, self.sigma)
+            logits = vary(logits, drawn, self.variation)
+        loss, _ = pixel_loss(logits, labels, cross_entropy)
+        return reduce(loss, labels, self.reduction)

@@ -1,36 +1,20 @@
 """Balanced softmax."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from ._core import (
-    PixelLoss,
-    check_batch,
-    check_class_counts,
-    computed_in,
-    cross_entropy,
-    per_channel,
-    pixel_loss,
-    reduce,
-)
-
-
-def balanced_softmax(logits, target, log_counts, ignore_index, reduction) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(log_counts))
-    log_n = log_counts.to(logits.device, computed_in(logits))
-
-    def balanced(x, label):
-        return x + per_channel(log_n, x)
-
-    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
-    return reduce(loss, labels, reduction)
+from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._formula import PixelLoss, computed_in, cross_entropy, per_channel, reduce
+from ._fused import pixel_loss
 
 
 def bms_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Balanced softmax: cross-entropy of the logits x_c + log n_c::
@@ -44,9 +28,9 @@ def bms_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. Only
-            their ratios matter.
-        ignore_index: label of the pixels to leave out.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. Only their ratios matter.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -56,8 +40,8 @@ def bms_loss(
 
     Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
     """
-    log_counts = check_class_counts(class_counts).log()
-    return balanced_softmax(logits, target, log_counts, ignore_index, reduction)
+    loss = BMSLoss(class_counts, ignore_index=ignore_index, reduction=reduction)
+    return loss(logits, target)
 
 
 class BMSLoss(PixelLoss):
@@ -72,12 +56,29 @@ class BMSLoss(PixelLoss):
     [0.1054, 2.3026]
     """
 
-    def __init__(self, class_counts, *, ignore_index=255, reduction="mean"):
-        log_counts = check_class_counts(class_counts).log()
+    label: ClassVar[str] = "BMS"
+    color: ClassVar[str] = "#aa4499"
+    marker: ClassVar[str] = "D"
+
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        *,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
+        log_counts = fill_absent(check_class_counts(class_counts)).log()
         super().__init__(
             num_classes=len(log_counts), ignore_index=ignore_index, reduction=reduction
         )
         self.register_buffer("log_counts", log_counts, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return balanced_softmax(logits, target, self.log_counts, self.ignore_index, self.reduction)
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        log_n = self.log_counts.to(logits.device, computed_in(logits))
+
+        def balanced(x: Tensor, label: Tensor) -> Tensor:
+            return x + per_channel(log_n, x)
+
+        loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
+        return reduce(loss, labels, self.reduction)

@@ -1,28 +1,27 @@
 """Class-balanced cross-entropy."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ._core import (
-    PixelLoss,
-    check_batch,
-    check_class_counts,
-    check_number,
-    cross_entropy,
-    pixel_loss,
-    reduce,
-)
+from patlib.checks import check_number
+
+from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._formula import PixelLoss, cross_entropy, reduce
+from ._fused import pixel_loss
 
 
-def cb_weights(class_counts, beta: float | None = None) -> Tensor:
-    """Weight of each class, ∝ 1 / E_c, scaled to sum to L: float64 (L,), on the CPU.
+def cb_weights(class_counts: ClassCounts, beta: float | None = None) -> Tensor:
+    """Weight of each class, ∝ 1 / E_c, with a mean of 1: float64 (L,), on the CPU.
 
         E_c = (1 - b^n_c) / (1 - b)
 
-    is the effective number of pixels of class c, with n_c = class_counts[c].
+    is the effective number of pixels of class c, with n_c = class_counts[c]. The mean is over the
+    classes that have pixels; one of 0 pixels gets the weight of the rarest of them.
 
     Args:
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1.
+        class_counts: n_c, valid pixels per class of the training set, (L,).
         beta: b, in [0, 1); None for (N - 1) / N, with N = Σ n_c.
 
     Raises:
@@ -39,27 +38,22 @@ def cb_weights(class_counts, beta: float | None = None) -> Tensor:
             1 - check_number("beta", beta, minimum=0, below=1), dtype=torch.float64
         )
     # 1 - b^n = -expm1(n log b) and log b = log1p(-(1 - b)): b^n is never taken from 1.
-    effective_number = -torch.expm1(counts * torch.log1p(-one_minus_b)) / one_minus_b
+    filled = fill_absent(counts)
+    effective_number = -torch.expm1(filled * torch.log1p(-one_minus_b)) / one_minus_b
     weights = 1 / effective_number
-    return weights * (len(weights) / weights.sum())
-
-
-def weighted_ce(logits, target, class_weights, ignore_index, reduction) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
-    loss, _ = pixel_loss(logits, labels, cross_entropy, weights=class_weights)
-    return reduce(loss, labels, reduction)
+    return weights / weights[counts > 0].mean()
 
 
 def cb_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
     beta: float | None = None,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """Class-balanced cross-entropy: w_y · (-log p), with w_c ∝ (1 - b) / (1 - b^n_c), Σ w_c = L.
+    """Class-balanced cross-entropy: w_y · (-log p), with w_c ∝ (1 - b) / (1 - b^n_c), mean w_c = 1.
 
     p is the softmax probability of the pixel's true class y and n_c the number of pixels of class
     c in the training set; w_c is the inverse of the class's effective number of samples.
@@ -72,10 +66,11 @@ def cb_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
-            training loop use the Module, which makes the weights only once.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. In a training loop use the Module, which makes
+            the weights only once.
         beta: b, in [0, 1); None for (N - 1) / N.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean", the sum of the weighted losses divided by the number of valid pixels of
             the batch (0 if it has none), not by the sum of their weights; the "sum"; or "none":
             one weighted value a pixel, `(B, *spatial)`, 0 at ignored ones.
@@ -86,8 +81,8 @@ def cb_loss(
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019.
     """
-    class_weights = cb_weights(class_counts, beta)
-    return weighted_ce(logits, target, class_weights, ignore_index, reduction)
+    loss = CBLoss(class_counts, beta=beta, ignore_index=ignore_index, reduction=reduction)
+    return loss(logits, target)
 
 
 class CBLoss(PixelLoss):
@@ -102,7 +97,18 @@ class CBLoss(PixelLoss):
     [0.0002, 1.3861]
     """
 
-    def __init__(self, class_counts, *, beta=None, ignore_index=255, reduction="mean"):
+    label: ClassVar[str] = "CB"
+    color: ClassVar[str] = "#88ccee"
+    marker: ClassVar[str] = "^"
+
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        *,
+        beta: float | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         class_weights = cb_weights(class_counts, beta)
         super().__init__(
             num_classes=len(class_weights), ignore_index=ignore_index, reduction=reduction
@@ -111,4 +117,6 @@ class CBLoss(PixelLoss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return weighted_ce(logits, target, self.class_weights, self.ignore_index, self.reduction)
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        loss, _ = pixel_loss(logits, labels, cross_entropy, weights=self.class_weights)
+        return reduce(loss, labels, self.reduction)

@@ -1,46 +1,40 @@
 """Class-balanced focal loss."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from ._core import PixelLoss, check_batch, pixel_loss, reduce
+from ._checks import ClassCounts, check_batch
+from ._formula import PixelLoss, reduce
+from ._fused import pixel_loss
 from .cb import cb_weights
 from .focal import check_gamma, focal
-
-
-def weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(class_weights))
-    loss, _ = pixel_loss(
-        logits,
-        labels,
-        lambda log_p: focal(log_p, gamma),
-        weights=class_weights,
-    )
-    return reduce(loss, labels, reduction)
 
 
 def cb_focal_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
     gamma: float = 2.0,
     beta: float | None = None,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Class-balanced focal loss: w_y · (1 - p)^γ · (-log p), with the weights w of `cb_loss`.
 
     p is the softmax probability of the pixel's true class y; w_c ∝ (1 - b) / (1 - b^n_c),
-    Σ w_c = L. γ = 0 is `cb_loss`.
+    mean w_c = 1. γ = 0 is `cb_loss`.
 
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
-            training loop use the Module, which makes the weights only once.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. In a training loop use the Module, which makes
+            the weights only once.
         gamma: the focusing exponent γ >= 0, without unit.
         beta: b, in [0, 1); None for (N - 1) / N, with N = Σ n_c; see `cb_loss`.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean", the sum of the weighted losses divided by the number of valid pixels of
             the batch (0 if it has none), not by the sum of their weights; the "sum"; or "none":
             one weighted value a pixel, `(B, *spatial)`, 0 at ignored ones.
@@ -52,9 +46,10 @@ def cb_focal_loss(
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, on
     the focal loss of Lin et al., ICCV 2017 (softmax form).
     """
-    gamma = check_gamma(gamma)
-    class_weights = cb_weights(class_counts, beta)
-    return weighted_focal(logits, target, class_weights, gamma, ignore_index, reduction)
+    loss = CBFocalLoss(
+        class_counts, gamma=gamma, beta=beta, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss(logits, target)
 
 
 class CBFocalLoss(PixelLoss):
@@ -69,7 +64,19 @@ class CBFocalLoss(PixelLoss):
     [0.0001, 0.3465]
     """
 
-    def __init__(self, class_counts, *, gamma=2.0, beta=None, ignore_index=255, reduction="mean"):
+    label: ClassVar[str] = "CBFocal"
+    color: ClassVar[str] = "#005f9e"
+    marker: ClassVar[str] = "v"
+
+    def __init__(
+        self,
+        class_counts: ClassCounts,
+        *,
+        gamma: float = 2.0,
+        beta: float | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         class_weights = cb_weights(class_counts, beta)
         super().__init__(
             num_classes=len(class_weights), ignore_index=ignore_index, reduction=reduction
@@ -79,6 +86,8 @@ class CBFocalLoss(PixelLoss):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return weighted_focal(
-            logits, target, self.class_weights, self.gamma, self.ignore_index, self.reduction
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        loss, _ = pixel_loss(
+            logits, labels, lambda log_p: focal(log_p, self.gamma), weights=self.class_weights
         )
+        return reduce(loss, labels, self.reduction)

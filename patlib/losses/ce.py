@@ -1,19 +1,23 @@
 """Cross-entropy."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from ._core import PixelLoss, check_batch, cross_entropy, pixel_loss, reduce
+from ._checks import check_batch, check_channels
+from ._formula import PixelLoss, cross_entropy, reduce
+from ._fused import pixel_loss
 
 
 def ce_loss(
-    logits: Tensor, target: Tensor, *, ignore_index: int = 255, reduction: str = "mean"
+    logits: Tensor, target: Tensor, *, ignore_index: int | None = 255, reduction: str = "mean"
 ) -> Tensor:
     """Softmax cross-entropy: -log p, with p the softmax probability of the pixel's true class.
 
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -39,6 +43,10 @@ class CELoss(PixelLoss):
     1.3863
     """
 
+    label: ClassVar[str] = "CE"
+    color: ClassVar[str] = "#000000"
+    marker: ClassVar[str] = "o"
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.check_channels(logits)
+        check_channels(logits, self.num_classes)
         return ce_loss(logits, target, ignore_index=self.ignore_index, reduction=self.reduction)

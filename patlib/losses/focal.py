@@ -1,12 +1,18 @@
 """Focal loss."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ._core import PixelLoss, check_batch, check_number, pixel_loss, reduce
+from patlib.checks import check_number
+
+from ._checks import check_batch, check_channels
+from ._formula import PixelLoss, reduce, smallest_log
+from ._fused import pixel_loss
 
 
-def check_gamma(gamma) -> float:
+def check_gamma(gamma: float) -> float:
     return check_number("gamma", gamma, minimum=0)
 
 
@@ -15,13 +21,14 @@ def focal(log_p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
     -(1 - p)^γ + γ (1 - p)^(γ - 1) · p log p
     """
+    # p log p is 0 at p = 0, where ∞ · 0 is not a number.
+    finite = log_p.clamp_min(smallest_log(log_p.dtype))
     # expm1 keeps 1 - p exact near p = 1. Where p has rounded to 1 the clamp keeps the derivative
-    # of (1 - p)^γ finite for γ < 1: it is multiplied there by log p = 0, and ∞ · 0 is not a number.
-    one_minus_p = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    # of (1 - p)^γ finite for γ < 1: there it is multiplied by log p = 0.
+    one_minus_p = (-torch.expm1(finite)).clamp_min(torch.finfo(log_p.dtype).tiny)
     power = one_minus_p**gamma
-    loss = power * -log_p
-    through_power = (loss / one_minus_p).mul_(1 - one_minus_p)  # -(1 - p)^(γ - 1) · p log p
-    return loss, torch.add(power, through_power, alpha=gamma).neg_()
+    through_power = (power * -finite / one_minus_p) * (1 - one_minus_p)  # -(1 - p)^(γ - 1) p log p
+    return power * -log_p, torch.add(power, through_power, alpha=gamma).neg_()
 
 
 def focal_loss(
@@ -29,7 +36,7 @@ def focal_loss(
     target: Tensor,
     *,
     gamma: float = 2.0,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Focal loss, softmax form: (1 - p)^γ · (-log p).
@@ -41,7 +48,7 @@ def focal_loss(
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         gamma: the focusing exponent γ >= 0, without unit.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -68,12 +75,23 @@ class FocalLoss(PixelLoss):
     0.7798
     """
 
-    def __init__(self, *, gamma=2.0, num_classes=None, ignore_index=255, reduction="mean"):
+    label: ClassVar[str] = "Focal"
+    color: ClassVar[str] = "#999933"
+    marker: ClassVar[str] = "s"
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
         self.gamma = check_gamma(gamma)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.check_channels(logits)
+        check_channels(logits, self.num_classes)
         return focal_loss(
             logits,
             target,

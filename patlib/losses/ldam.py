@@ -1,27 +1,30 @@
 """Label-distribution-aware margin loss."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ._core import (
+from patlib.checks import check_number
+
+from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._formula import (
     PixelLoss,
-    check_batch,
-    check_class_counts,
-    check_number,
     computed_in,
     cross_entropy,
     is_true_class,
     per_channel,
-    pixel_loss,
     reduce,
 )
+from ._fused import pixel_loss
 
 
-def ldam_margins(class_counts, max_margin: float = 0.5) -> Tensor:
+def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
     """Margin of each class, Δ_c ∝ n_c^(-1/4), the largest = max_margin: float64 (L,), on the CPU.
 
     Args:
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others.
         max_margin: margin of the rarest class, in logits before scaling, >= 0.
 
     Raises:
@@ -29,38 +32,19 @@ def ldam_margins(class_counts, max_margin: float = 0.5) -> Tensor:
 
     Source: Cao et al., NeurIPS 2019, Eq. (13).
     """
-    counts = check_class_counts(class_counts)
+    counts = fill_absent(check_class_counts(class_counts))
     max_margin = check_number("max_margin", max_margin, minimum=0)
     return max_margin * (counts / counts.min()) ** -0.25
-
-
-def check_scale(scale) -> float:
-    return check_number("scale", scale, above=0)
-
-
-def margin_ce(logits, target, margins, scale, ignore_index, reduction) -> Tensor:
-    labels = check_batch(logits, target, ignore_index, reduction, len(margins))
-    shifts = (-scale * margins).to(logits.device, computed_in(logits))  # -s Δ
-
-    def with_margin(x, label):
-        # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
-        if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
-            return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
-        shift = shifts.expand(len(label), -1).gather(1, label)
-        return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
-
-    loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
-    return reduce(loss, labels, reduction)
 
 
 def ldam_loss(
     logits: Tensor,
     target: Tensor,
-    class_counts,
+    class_counts: ClassCounts,
     *,
     max_margin: float = 0.5,
     scale: float = 20.0,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """Label-distribution-aware margin: cross-entropy of s·(x_c - Δ_c [c = y]), Δ_c ∝ n_c^(-1/4).
@@ -74,11 +58,12 @@ def ldam_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        class_counts: n_c, valid pixels per class of the training set, (L,); 0 counts as 1. In a
-            training loop use the Module, which makes the margins only once.
+        class_counts: n_c, valid pixels per class of the training set, (L,). A class of 0 pixels
+            is treated as the rarest of the others. In a training loop use the Module, which makes
+            the margins only once.
         max_margin: largest margin, in logits before scaling, >= 0.
         scale: s > 0, multiplies all logits after the margin.
-        ignore_index: label of the pixels to leave out.
+        ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
@@ -89,9 +74,14 @@ def ldam_loss(
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
     NeurIPS 2019, Eq. (10) and (13).
     """
-    margins = ldam_margins(class_counts, max_margin)
-    scale = check_scale(scale)
-    return margin_ce(logits, target, margins, scale, ignore_index, reduction)
+    loss = LDAMLoss(
+        class_counts,
+        max_margin=max_margin,
+        scale=scale,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return loss(logits, target)
 
 
 class LDAMLoss(PixelLoss):
@@ -108,16 +98,36 @@ class LDAMLoss(PixelLoss):
     7.5034
     """
 
+    label: ClassVar[str] = "LDAM"
+    color: ClassVar[str] = "#ddaa33"
+    marker: ClassVar[str] = "P"
+
     def __init__(
-        self, class_counts, *, max_margin=0.5, scale=20.0, ignore_index=255, reduction="mean"
-    ):
+        self,
+        class_counts: ClassCounts,
+        *,
+        max_margin: float = 0.5,
+        scale: float = 20.0,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         margins = ldam_margins(class_counts, max_margin)
         super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
         self.max_margin = max_margin
-        self.scale = check_scale(scale)
+        self.scale = check_number("scale", scale, above=0)
         self.register_buffer("margins", margins, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return margin_ce(
-            logits, target, self.margins, self.scale, self.ignore_index, self.reduction
-        )
+        labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        scale = self.scale
+        shifts = (-scale * self.margins).to(logits.device, computed_in(logits))  # -s Δ
+
+        def with_margin(x: Tensor, label: Tensor) -> Tensor:
+            # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
+            if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
+                return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
+            shift = shifts.expand(len(label), -1).gather(1, label)
+            return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
+
+        loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
+        return reduce(loss, labels, self.reduction)

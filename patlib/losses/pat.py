@@ -1,17 +1,15 @@
 """Pixel-wise adaptive training (PAT), the loss of the paper."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ._core import (
-    PixelLoss,
-    check_batch,
-    check_choice,
-    check_number,
-    computed_in,
-    pixel_loss,
-    reduce,
-)
+from patlib.checks import check_choice, check_number
+
+from ._checks import check_batch, check_channels
+from ._formula import PixelLoss, computed_in, reduce, smallest_log
+from ._fused import pixel_loss
 
 WEIGHTS = ("beta", "none")
 NORMALIZATIONS = ("images", "weights")
@@ -19,12 +17,24 @@ NORMALIZATIONS = ("images", "weights")
 LARGEST_EXPONENT = 60.0
 
 
-def check_pat(temperature, epsilon, size_exponent, weight, normalize, detach):
+def check_pat(
+    temperature: float,
+    epsilon: float,
+    size_exponent: float,
+    weight: str,
+    normalize: str,
+    detach: bool,
+) -> tuple[float, float, float]:
     """Check PAT's parameters; return temperature, epsilon and size_exponent as floats."""
     temperature = check_number("temperature", temperature, above=0)
     epsilon = check_number("epsilon", epsilon)
     # Below 5, so that 1 / S^a of an image of 20 megapixels still has a float32.
     size_exponent = check_number("size_exponent", size_exponent, minimum=0, below=5)
+    if not isinstance(weight, str):
+        raise ValueError(
+            f"weight must be one of {', '.join(map(repr, WEIGHTS))}, got {weight!r}; it says "
+            "whether PAT multiplies by beta: PAT has no weight of each class"
+        )
     check_choice("weight", weight, WEIGHTS)
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("detach", detach, (True, False))
@@ -53,7 +63,7 @@ def pat_loss(
     weight: str = "beta",
     normalize: str = "images",
     detach: bool = False,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
     """PAT: each pixel's cross-entropy, weighted by its confidence and by the size of its class::
@@ -76,11 +86,12 @@ def pat_loss(
         weight: "beta" as in the paper, or "none" for β = 1.
         normalize: what the "mean" divides by: "images", B, as written in Eq. (4); or "weights",
             the sum of the weights β / S^a of the batch, through which no gradient flows. The
-            first grows with the number of classes in an image, the second is of the size of
-            cross-entropy.
+            first grows with the number of classes in an image (K times cross-entropy for K
+            classes at equal p), the second is of the size of cross-entropy: take "weights" in a
+            sum with another loss, such as Dice, or scale PAT down.
         detach: True stops the gradient through β. The paper does not say; the authors' released
             code lets it flow, as False does.
-        ignore_index: label of the pixels to leave out; they count in no S.
+        ignore_index: label of the pixels to leave out, None for none; they count in no S.
         reduction: "mean" as `normalize` says (0 for a batch without valid pixels); "sum" of the
             weighted losses; or "none": one weighted value a pixel, `(B, *spatial)`, 0 at ignored
             ones.
@@ -97,18 +108,21 @@ def pat_loss(
     labels = check_batch(logits, target, ignore_index, reduction)
     weights = size_weights(labels.class_sizes(), size_exponent, computed_in(logits))  # 1 / S^a
 
-    def beta(p):
+    def beta(p: Tensor) -> Tensor:
         if weight == "none":
             return torch.ones_like(p)
         return torch.exp((1 - epsilon - p) / temperature)  # Eq. (5)
 
-    def confidence_weighted(log_p):
-        p = log_p.exp()
+    def confidence_weighted(log_p: Tensor) -> tuple[Tensor, Tensor]:
+        finite = log_p.clamp_min(smallest_log(log_p.dtype))  # p log p is 0 at p = 0
+        p = finite.exp()
         b = beta(p)
         constant = detach or weight == "none"
         loss = (b.detach() if constant else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
         # By log p, of which the derivative of β is -β p / T.
-        derivative = -b if constant else torch.addcmul(b, loss, p, value=1 / temperature).neg_()
+        derivative = (
+            -b if constant else torch.addcmul(b, b * -finite, p, value=1 / temperature).neg_()
+        )
         return loss, derivative
 
     loss, total = pixel_loss(
@@ -121,7 +135,7 @@ def pat_loss(
     if reduction != "mean":
         return reduce(loss, labels, reduction)
     if normalize == "images":
-        return loss.sum() / max(len(loss), 1)
+        return loss.sum() / max(len(loss), 1)  # Eq. (4), the mean over images
     return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
 
 
@@ -139,19 +153,23 @@ class PATLoss(PixelLoss):
     1.3863
     """
 
+    label: ClassVar[str] = "PAT"
+    color: ClassVar[str] = "#cc3311"
+    marker: ClassVar[str] = "*"
+
     def __init__(
         self,
         *,
-        temperature=20.0,
-        epsilon=0.0,
-        size_exponent=1.0,
-        weight="beta",
-        normalize="images",
-        detach=False,
-        num_classes=None,
-        ignore_index=255,
-        reduction="mean",
-    ):
+        temperature: float = 20.0,
+        epsilon: float = 0.0,
+        size_exponent: float = 1.0,
+        weight: str = "beta",
+        normalize: str = "images",
+        detach: bool = False,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
         self.temperature, self.epsilon, self.size_exponent = check_pat(
             temperature, epsilon, size_exponent, weight, normalize, detach
@@ -161,7 +179,7 @@ class PATLoss(PixelLoss):
         self.detach = detach
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.check_channels(logits)
+        check_channels(logits, self.num_classes)
         return pat_loss(
             logits,
             target,

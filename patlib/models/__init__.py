@@ -1,38 +1,39 @@
 """Segmentation networks: floating-point images in [0, 1] to linear logits, at any size from 32.
 
-On every network, ``model.classifier`` is the last convolution: what goes into it (a forward hook
-sees it) is the last feature map that all classes share, what comes out are the logits.
+``model.classifier`` is the last convolution of every network. Its input is the last feature map,
+which all classes share, its output the logits; a forward hook sees both.
 """
 
 import inspect
+from typing import Any
 
 from torch import nn
 
+from patlib.checks import check_choice, check_parameters
 from patlib.models.attention_unet import AttentionGate, AttentionUNet
-from patlib.models.encoder_unet import ENCODERS, EncoderUNet, unet, unetplusplus
+from patlib.models.encoder_unet import ENCODERS, EncoderUNet
 from patlib.models.segnet import SegNet
+from patlib.models.unet import UNet
+from patlib.models.unetplusplus import UNetPlusPlus
+
+MODELS: dict[str, type[nn.Module]] = {
+    "segnet": SegNet,
+    "unet": UNet,
+    "attention_unet": AttentionUNet,
+    "unetplusplus": UNetPlusPlus,
+}
 
 __all__ = [
     "ENCODERS",
     "MODELS",
     "AttentionGate",
-    "AttentionUNet",
     "EncoderUNet",
-    "SegNet",
     "build_model",
-    "unet",
-    "unetplusplus",
+    *(model.__name__ for model in MODELS.values()),
 ]
 
-MODELS = {
-    "segnet": SegNet,
-    "unet": unet,
-    "attention_unet": AttentionUNet,
-    "unetplusplus": unetplusplus,
-}
 
-
-def build_model(name: str, num_classes: int, **params) -> nn.Module:
+def build_model(name: str, num_classes: int, **params: Any) -> nn.Module:
     """A network by its name: ``build_model("segnet", num_classes=11, width=32)``.
 
     Weights are drawn from torch's global generator: ``torch.manual_seed`` makes them repeatable.
@@ -42,8 +43,8 @@ def build_model(name: str, num_classes: int, **params) -> nn.Module:
     Args:
         name: one of ``MODELS``.
         num_classes: channels of the logits.
-        **params: ``width`` (segnet, attention_unet), ``stages`` (segnet); ``encoder``,
-            ``pretrained`` (unet, unetplusplus).
+        **params: of the network, see its class: ``width`` (segnet, attention_unet), ``stages``
+            (segnet); ``encoder``, ``encoder_weights`` (unet, unetplusplus).
 
     Returns:
         A module from images (B, 3, H, W) to logits (B, num_classes, H, W).
@@ -51,13 +52,7 @@ def build_model(name: str, num_classes: int, **params) -> nn.Module:
     Raises:
         ValueError: a name or value is not allowed; the message says which and what is.
     """
-    if not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"model={name!r} is not allowed: it takes one of {', '.join(MODELS)}")
-    builder = MODELS[name]
-    allowed = [p for p in inspect.signature(builder).parameters if p != "num_classes"]
-    for param in params:
-        if param not in allowed:
-            raise ValueError(
-                f"{param!r} is not a parameter of model {name!r}: it takes {', '.join(allowed)}"
-            )
-    return builder(num_classes, **params)
+    model = MODELS[check_choice("model", name, tuple(MODELS))]
+    own = inspect.signature(model).parameters.keys() - {"num_classes"}
+    check_parameters(f"model {name!r}", params, own)
+    return model(num_classes, **params)

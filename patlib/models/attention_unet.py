@@ -6,13 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patlib.models.layers import (
-    check_images,
-    check_positive_int,
-    conv_bn_relu,
-    initialise,
-    pad_images,
-)
+from patlib.checks import check_integer
+from patlib.models.layers import check_images, conv_bn_relu, initialise, pad_images
 
 
 class AttentionGate(nn.Module):
@@ -63,13 +58,15 @@ class AttentionUNet(nn.Module):
         output: logits (B, num_classes, H, W).
 
     Raises:
-        ValueError: an argument is not an int of at least 1, or images have another shape or type.
+        ValueError: an argument is not an integer >= 1, or images have another shape or type.
     """
+
+    label = "Attention U-Net"
 
     def __init__(self, num_classes: int, width: int = 32):
         super().__init__()
-        check_positive_int("num_classes", num_classes)
-        check_positive_int("width", width)
+        check_integer("num_classes", num_classes, minimum=1)
+        check_integer("width", width, minimum=1)
         channels = [width, 2 * width, 4 * width, 8 * width, 16 * width]
         self.encoder = nn.ModuleList(
             conv_bn_relu(b, c, c) for b, c in zip([3, *channels[:-1]], channels, strict=True)

@@ -1,4 +1,4 @@
-"""What the networks have in common: blocks, initial weights, image sizes, argument checks."""
+"""Parts common to the networks: blocks, initial weights, image sizes."""
 
 from itertools import pairwise
 
@@ -7,12 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 MIN_SIZE = 32
-
-
-def check_positive_int(name: str, value: int) -> None:
-    """Refuse (ValueError) anything but an int of at least 1; a bool is no number here."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} is not allowed: it takes an int of at least 1")
 
 
 def check_images(images: torch.Tensor) -> tuple[int, int]:
@@ -25,15 +19,12 @@ def check_images(images: torch.Tensor) -> tuple[int, int]:
     """
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
-            f"images of shape {tuple(images.shape)} and {images.dtype} are not allowed: "
-            "they are floating point (B, 3, H, W) in [0, 1]"
+            "images must be floating point of shape (B, 3, H, W), got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
         )
     height, width = images.shape[-2:]
     if height < MIN_SIZE or width < MIN_SIZE:
-        raise ValueError(
-            f"images of size (H, W) = ({height}, {width}) are not allowed: "
-            f"H and W are at least {MIN_SIZE}"
-        )
+        raise ValueError(f"images must have H and W >= {MIN_SIZE}, got ({height}, {width})")
     return height, width
 
 
@@ -49,7 +40,7 @@ def conv_bn_relu(*channels: int) -> nn.Sequential:
     layers = []
     for inputs, outputs in pairwise(channels):
         layers += [
-            # Batch norm subtracts the mean, so a bias before it could do nothing.
+            # Batch norm subtracts the mean, so a bias before it has no effect.
             nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),

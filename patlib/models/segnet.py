@@ -4,13 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patlib.models.layers import (
-    check_images,
-    check_positive_int,
-    conv_bn_relu,
-    initialise,
-    pad_images,
-)
+from patlib.checks import check_integer
+from patlib.models.layers import check_images, conv_bn_relu, initialise, pad_images
 
 # Of each stage, as in VGG16: convolutions, and channels as multiples of the width.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -42,16 +37,16 @@ class SegNet(nn.Module):
         output: logits (B, num_classes, H, W).
 
     Raises:
-        ValueError: an argument is not an int of at least 1, or images have another shape or type.
+        ValueError: an argument is out of its range, or images have another shape or type.
     """
+
+    label = "SegNet"
 
     def __init__(self, num_classes: int, width: int = 32, stages: int = 5):
         super().__init__()
-        check_positive_int("num_classes", num_classes)
-        check_positive_int("width", width)
-        check_positive_int("stages", stages)
-        if stages > len(CHANNELS):
-            raise ValueError(f"stages={stages} is not allowed: it takes an int from 1 to 5")
+        check_integer("num_classes", num_classes, minimum=1)
+        check_integer("width", width, minimum=1)
+        check_integer("stages", stages, minimum=1, maximum=len(CHANNELS))
         channels = [multiple * width for multiple in CHANNELS[:stages]]
         before = [3, *channels[:-1]]
         plan = list(zip(before, channels, CONVOLUTIONS[:stages], strict=True))

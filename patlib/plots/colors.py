@@ -28,18 +28,6 @@ IGNORED_COLOR = "#ffffff"
 GROUP_COLORS = {"head": "#332288", "mid": "#44aa99", "tail": "#ee8866"}
 GROUP_HATCHES = {"head": "", "mid": "//", "tail": "xx"}
 
-# The losses of Table 1, by their names in `patlib.losses`: label, colour, marker.
-METHODS = {
-    "ce": ("CE", "#000000", "o"),
-    "focal": ("Focal", "#999933", "s"),
-    "cb": ("CB", "#88ccee", "^"),
-    "cb_focal": ("CBFocal", "#005f9e", "v"),
-    "bms": ("BMS", "#aa4499", "D"),
-    "ldam": ("LDAM", "#ddaa33", "P"),
-    "blv": ("BLV", "#117733", "X"),
-    "pat": ("PAT", "#cc3311", "*"),
-}
-
 
 def class_colors(class_names: Sequence[str]) -> list[str]:
     """A colour for each class: by its name where that is known, else the next one that is free.

@@ -1,7 +1,7 @@
 """NYU Depth v2 (Silberman et al. 2012): indoor scenes with 13 classes."""
 
-import csv
 import json
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset, by_name
 
 MAT = "nyu_depth_v2_labeled.mat"
 NUM_FRAMES = 1449
@@ -40,6 +40,7 @@ class NYUv2(SegmentationDataset):
     """
 
     name = "nyuv2"
+    label = "NYUv2"
     default_size = (256, 340)
     class_names = tuple(_TABLES["names13"])
     labels: ClassVar = {0: IGNORE_INDEX, **{c + 1: c for c in range(13)}}
@@ -72,16 +73,15 @@ class NYUv2(SegmentationDataset):
                 ) from error
         if ids.max() >= len(TO_13):
             raise ValueError(
-                f"{self._mat}: label id(s) {np.unique(ids[ids >= len(TO_13)])[:8].tolist()} in "
-                f"frame {sample.id} outside those of {self.name!r}; allowed are 0 to "
-                f"{len(TO_13) - 1}"
+                f"{self._mat}: the label ids must be 0 to {len(TO_13) - 1}, got "
+                f"{np.unique(ids[ids >= len(TO_13)])[:8].tolist()} in frame {sample.id}"
             )
         # MATLAB stores columns first: (3, W, H) and (W, H) here.
         return Image.fromarray(np.ascontiguousarray(image.transpose(2, 1, 0))), TO_13[ids.T]
 
     def _find_root(self, root: str | Path | None) -> Path:
         if root is not None and Path(root).expanduser().is_file():
-            return Path(root).expanduser()
+            return Path(root).expanduser().absolute()
         return super()._find_root(root)
 
     # -- the official file -----------------------------------------------------------------------
@@ -98,9 +98,8 @@ class NYUv2(SegmentationDataset):
         n, *size = labels or (0,)
         if images != (n, 3, *size) or len(size) != 2 or not 0 < n <= NUM_FRAMES:
             raise ValueError(
-                f"{self._mat}: expected are images (N, 3, W, H) and labels (N, W, H) of up to "
-                f"{NUM_FRAMES} frames, found are images {images} and labels {labels}.\n"
-                f"{self.layout}"
+                f"{self._mat}: it must hold images (N, 3, W, H) and labels (N, W, H) of up to "
+                f"{NUM_FRAMES} frames, got images {images} and labels {labels}\n{self.layout}"
             )
         splits = {"train": [], "test": []}
         for frame in range(1, n + 1):
@@ -114,9 +113,8 @@ class NYUv2(SegmentationDataset):
         for wanted in ("images", "labels13", "splits.csv"):
             if not (self.root / wanted).exists():
                 raise self._incomplete(f"there is neither {MAT} nor {wanted}")
-        images = {
-            f.stem: f for f in (self.root / "images").iterdir() if f.suffix in (".png", ".jpg")
-        }
+        frames = (self.root / "images").iterdir()
+        images = by_name(f for f in frames if f.suffix in (".png", ".jpg"))
         splits = {"train": [], "test": []}
         for frame, split in self._read_csv(self.root / "splits.csv").items():
             name = f"{frame:04d}"
@@ -127,15 +125,14 @@ class NYUv2(SegmentationDataset):
     @staticmethod
     def _read_csv(path: Path) -> dict[int, str]:
         """Frame -> "train" or "test", in ascending order."""
-        with path.open(newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+        header, *rows = path.read_text(encoding="utf-8").splitlines() or [""]
         splits = {}
         for line, row in enumerate(rows, start=2):
-            ok = len(row) == 2 and row[0].isdecimal() and row[1] in ("train", "test")
-            if header != ["index", "split"] or not ok or int(row[0]) in splits:
+            match = re.fullmatch(r"(\d+),(train|test)", row)
+            if header != "index,split" or not match or int(match[1]) in splits:
                 raise ValueError(
-                    f"{path}: line {line} is {','.join(row)!r}; expected is the header index,split "
-                    "and then, once for each frame, its number and train or test"
+                    f"{path}: the lines must be index,split and then, once for each frame, its "
+                    f"number and train or test, got {row!r} in line {line}"
                 )
-            splits[int(row[0])] = row[1]
+            splits[int(match[1])] = match[2]
         return dict(sorted(splits.items()))

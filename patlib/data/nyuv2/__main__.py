@@ -1,18 +1,18 @@
 """The official file of NYU Depth v2 as a folder of images: ``python -m patlib.data.nyuv2 -h``."""
 
 import argparse
-import csv
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from patlib.data.dataset import check_image_size, resize
+from patlib.data.cache import whole_folder
+from patlib.data.dataset import Sample
+from patlib.data.images import check_image_size, resize
 from patlib.data.nyuv2 import MAT, NYUv2
 
 
@@ -20,12 +20,11 @@ def prepare(
     mat: str | Path,
     out: str | Path,
     image_size: tuple[int, int] | None = None,
-    progress: Callable = lambda items, **_: items,
+    progress: Callable[..., Iterable[Any]] = lambda items, **_: items,
 ) -> None:
     """Write the frames and their 13 classes as PNG files, in the layout that NYUv2 reads.
 
-    Written beside, then renamed: ``out`` is there only when it is whole. (What a killed process
-    leaves is a hidden folder beside ``out``, to be removed by hand.)
+    ``out`` appears when it is whole. (A killed process leaves a hidden folder beside it.)
 
     Args:
         mat: the official file ``nyu_depth_v2_labeled.mat``.
@@ -40,9 +39,9 @@ def prepare(
     """
     mat, out = Path(mat).expanduser(), Path(out).expanduser()
     if not mat.is_file():
-        raise FileNotFoundError(f"mat={str(mat)!r} is not a file.\n{NYUv2.layout}")
+        raise FileNotFoundError(f"mat must be a file, got {str(mat)!r}\n{NYUv2.layout}")
     if out.exists():
-        raise FileExistsError(f"out={str(out)!r} is there already: name a new folder or remove it")
+        raise FileExistsError(f"out must be a new folder, got {str(out)!r}, which exists")
     if image_size is not None:
         image_size = check_image_size(image_size)
     dataset = NYUv2(mat, split_scheme="paper")
@@ -50,34 +49,20 @@ def prepare(
     split_of = {sample: split for split, part in splits.items() for sample in part}
     samples = sorted(split_of)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-
-    def write(sample) -> None:
+    def write(sample: Sample) -> None:
         image, mask = dataset.read(sample)
         if image_size is not None:
             image, mask = resize(image, mask, image_size)
         image.save(beside / "images" / f"{sample.id}.png")
         Image.fromarray(mask).save(beside / "labels13" / f"{sample.id}.png")
 
-    try:
+    with whole_folder(out) as beside, ThreadPoolExecutor(os.cpu_count()) as pool:
         for folder in ("images", "labels13"):
             (beside / folder).mkdir()
-        with (beside / "splits.csv").open("w", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(("index", "split"))
-            rows.writerows((int(sample.id), split_of[sample]) for sample in samples)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for _ in progress(pool.map(write, samples), total=len(samples), desc=str(out)):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        beside.chmod(0o755)
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        rows = [f"{int(sample.id)},{split_of[sample]}\n" for sample in samples]
+        (beside / "splits.csv").write_text("index,split\n" + "".join(rows))
+        for _ in progress(pool.map(write, samples), total=len(samples), desc=str(out)):
+            pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

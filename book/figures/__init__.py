@@ -1,0 +1,303 @@
+"""What the chapters share: the repository's folders, tables, and numbers for the text.
+
+The figures and statistics of a single chapter are in the module of its name. A notebook's setup
+cell puts ``book`` on ``sys.path``, so that it can ``import figures``.
+"""
+
+import importlib.util
+import inspect
+import io
+import tempfile
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import PIL.Image
+import yaml
+from IPython.display import HTML, Image
+from myst_nb import glue
+
+from patlib.data import build_dataset
+from patlib.models import MODELS
+from patlib.plots import plot_runs
+from patlib.study.grids import data_root
+from patlib.study.paper import check_statement
+from patlib.study.runs import (
+    Run,
+    by_benchmark,
+    by_method,
+    load_runs,
+    missing_runs,
+    summarize,
+)
+from patlib.study.statistics import GROUPS, compare
+from patlib.study.wording import mean_and_std, seeds_note
+
+ROOT = Path(__file__).parents[2]
+GRIDS = ROOT / "study" / "grids"
+SCORES = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "head": "head",
+    "mid": "mid",
+    "tail": "tail",
+}
+
+
+def records_folder(records: str | None) -> Path:
+    """The folder of the records that a chapter reads; None means those of this repository."""
+    if records is None:
+        return ROOT / "study" / "records" / "runs"
+    folder = Path(records).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"records must be an existing folder, got {records!r}")
+    return folder
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of this repository as a module, such as ``benchmarks/common.py``."""
+    name = path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small_model(name: str) -> dict:
+    """Parameters of a demonstration: ``width`` 8 and ``stages`` 4 where the network has them."""
+    has = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
+    return {param: value for param, value in (("width", 8), ("stages", 4)) if param in has}
+
+
+def load_paper() -> dict:
+    """The paper's own numbers."""
+    return yaml.safe_load((ROOT / "study" / "paper.yaml").read_text())
+
+
+def glue_for(chapter: str) -> Callable[..., None]:
+    """A function that glues values for the text: ``f(some_name=1)`` as ``CHAPTER-some-name``."""
+
+    def put(**values) -> None:
+        for name, value in values.items():
+            glue(f"{chapter}-{name.replace('_', '-')}", value, display=False)
+
+    return put
+
+
+def miniature(**settings) -> dict:
+    """The result of a run of seconds, on drawn scenes of 32 x 48 pixels; nothing is kept."""
+    from patlib import RunConfig, train  # takes seconds, and not every chapter trains
+
+    with tempfile.TemporaryDirectory() as scratch:
+        shared = dict(
+            dataset="synthetic",
+            image_size=(32, 48),
+            model="attention_unet",
+            model_params={"width": 8},
+            batch_size=8,
+            device="cpu",
+            output_dir=scratch,
+        )
+        result = train(RunConfig(**{**shared, **settings}), progress=False).result
+    losses = result["curves"]["train_loss"]
+    assert 0 < result["test"]["miou"] < 1
+    assert len(losses) == 1 or losses[-1] < losses[0], "nothing was learned"
+    return result
+
+
+def table(name: str, header: Sequence, rows: Sequence[Sequence], note: str = "") -> HTML:
+    """A table of cells that may hold HTML.
+
+    Args:
+        name: its id in the page.
+        header: the titles of the columns.
+        rows: the cells.
+        note: what stands below, such as :func:`patlib.study.wording.seeds_note`.
+    """
+    frame = pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(header))
+    with pd.option_context("display.max_colwidth", None):
+        html = frame.to_html(index=False, escape=False, border=0, classes="table", table_id=name)
+    caption = f"<caption>{note}</caption>\n" if note else ""
+    return HTML(
+        html.replace(' style="text-align: right;"', "").replace("</table>", caption + "</table>")
+    )
+
+
+def columns_table(
+    name: str, columns: Mapping[str, Mapping[str, str]], first: str = "loss", note: str = ""
+) -> HTML | None:
+    """A table with a row for each method: title of a column -> label of a method -> text.
+
+    Rows and columns in which nothing was run are left out; None if none is left.
+
+    Args:
+        name, note: of :func:`table`.
+        columns: the texts.
+        first: title of the column of labels.
+    """
+    frame = pd.DataFrame(columns).fillna("")
+    was_run = ~frame.isin(["", "not run"])
+    frame = frame.loc[was_run.any(axis=1), was_run.any()].reset_index(names=first)
+    return table(name, frame.columns, frame.values, note) if len(frame) else None
+
+
+def join(*parts: HTML | None) -> HTML:
+    """Several tables below one another; those that are None are left out."""
+    return HTML("\n".join(part.data for part in parts if part is not None))
+
+
+def missing_html(missing: tuple[str, str]) -> HTML:
+    """What :func:`patlib.study.runs.missing_runs` says, as a paragraph."""
+    sentence, command = missing
+    return HTML(f"<p>{sentence}: <code>{command}</code></p>")
+
+
+def grid_table(
+    name: str,
+    grid: Path,
+    records: Path,
+    metrics: Mapping[str, str],
+    seeds: Sequence[int] | None = None,
+) -> HTML:
+    """The scores of a grid, a column for each benchmark and score; how to run it if nobody has.
+
+    Args:
+        name: of the table.
+        grid, records, seeds: of :func:`patlib.study.runs.load_runs`.
+        metrics: score -> its title.
+    """
+    columns, tables = {}, {}
+    for benchmark, runs in by_benchmark(load_runs(grid, records, seeds)).items():
+        where = f"{benchmark}, {MODELS[benchmark.model].label}"
+        for metric, title in metrics.items():
+            scores = summarize(runs, metric)
+            columns[f"{where}: {title}"] = mean_and_std(scores)
+        if scores.n.any():
+            tables[where] = scores
+    if not tables:
+        return missing_html(missing_runs(grid, records))
+    return columns_table(name, columns, note=seeds_note(tables))
+
+
+def grid_tables(
+    chapter: str,
+    pattern: str,
+    records: Path,
+    metrics: Mapping[str, str],
+    seeds: Sequence[int] | None = None,
+) -> HTML:
+    """:func:`grid_table` of every grid at the paper's scale whose name fits a pattern."""
+    grids = sorted(path for p in pattern.split() for path in (GRIDS / "paper").glob(f"{p}.yaml"))
+    tables = (grid_table(f"{chapter}-paper-{g.stem}", g, records, metrics, seeds) for g in grids)
+    return join(*tables)
+
+
+def groups_table(name: str, parts: Mapping[str, Sequence[Run]], first: str, note: str):
+    """Mean IoU of head, middle and tail: a row for each title and method; None if nothing ran."""
+    columns = {
+        f"{group} (%)": {
+            f"{title}, {method}": text
+            for title, runs in parts.items()
+            for method, text in mean_and_std(summarize(runs, group)).items()
+        }
+        for group in GROUPS
+    }
+    return columns_table(name, columns, first, note)
+
+
+def differences(parts: Mapping[str, Sequence[Run]], resamples: int, block: int) -> dict:
+    """Differences from cross-entropy: title -> score -> :class:`Difference` of each method."""
+    titles = dict(miou="all classes", head="head", mid="middle", tail="tail")
+    found = {}
+    for part, runs in parts.items():
+        methods = [method for method in by_method(runs) if method != "CE"]
+        found[part] = {
+            title: [
+                difference
+                for method in methods
+                if (difference := compare(runs, method, "CE", metric, resamples, block))
+            ]
+            for metric, title in titles.items()
+        }
+    return found
+
+
+def statements_table(name: str, paper: Mapping, table_of_paper: str) -> HTML:
+    """The paper's sentences on one of its tables beside what that table holds."""
+    rows = []
+    for statement in paper["statements"]:
+        if statement["tables"][0][0].startswith(table_of_paper):
+            ends, agrees = check_statement(paper, statement)
+            given = " to ".join(f"{end:.2f}" for end in ends)
+            cells = [" to ".join(statement["printed"]), given, "yes" if agrees else "no"]
+            rows.append([statement["says"], *cells])
+    return table(name, ["what it says", "printed", "in the tables", "as printed"], rows)
+
+
+def predictions(runs: Sequence[Run], data: str | None, missing: tuple[str, str]) -> Image | None:
+    """Labels that the first run of each method predicts; with real images at hand, errors as well.
+
+    Args:
+        runs: of one data set.
+        data: folder of the data sets, or None.
+        missing: of :func:`as_png`.
+    """
+    if data is None:
+        return as_png(plot_runs(runs), missing)
+    settings = runs[0].planned.settings
+    root, name = data_root(settings["dataset"], data), settings["dataset"]
+    images = build_dataset(name, root, "test", settings["image_size"])
+    return as_png(plot_runs(runs, images, columns=[1, 4, 6]), missing)
+
+
+def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
+    """What was run: a column for each benchmark, the settings those of its first run."""
+    columns = {}
+    for benchmark, members in by_benchmark(runs).items():
+        settings, done = members[0].planned.settings, [r for r in members if r.record]
+        model = ", ".join(f"{k} {v}" for k, v in settings["model_params"].items() if v is not None)
+        column = {
+            "size (H x W)": " x ".join(map(str, settings["image_size"])),
+            "parameters of the network": model,
+            "epochs": settings["epochs"],
+            "batch": settings["batch_size"],
+            "learning rate": f"{settings['learning_rate']:g}",
+            "planned seeds": ", ".join(map(str, sorted({r.seed for r in members}))),
+            "seeds done": ", ".join(map(str, sorted({r.seed for r in done}))) or "none",
+            "runs done": f"{len(done)} of {len(members)}",
+        }
+        images = "images (train / validation / test)"
+        if done:
+            made = pd.DataFrame([run.record.provenance for run in done])
+            minutes = made["seconds"].str["all"].median() / 60
+            devices = ", ".join(sorted(set(made["device"])))
+            column["median wall time"] = f"{minutes:.0f} min, {devices}"
+            column = {images: " / ".join(map(str, made["num_images"][0].values())), **column}
+        else:
+            column = {images: "", **column, "median wall time": ""}
+        columns[f"{benchmark}, {MODELS[benchmark.model].label}"] = column
+    return columns_table(name, columns, first="")
+
+
+def as_png(figure, missing: tuple[str, str] | None = None, colors: int = 256) -> Image | None:
+    """A figure as PNG with few colours, for notebooks: label maps take half the bytes or less.
+
+    Args:
+        figure: None if there was nothing to draw.
+        missing: what is printed then, from :func:`patlib.study.runs.missing_runs`. The book makes
+            a numbered figure of what a cell shows, not of what it prints.
+        colors: at most so many.
+    """
+    if figure is None:
+        sentence, command = missing
+        print(f"{textwrap.fill(sentence, 78)}:\n\n{command}")
+        return None
+    drawn, stored = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=figure.dpi)
+    plt.close(figure)  # or the notebook would show it once more
+    picture = PIL.Image.open(drawn).convert("RGB").quantize(colors, dither=PIL.Image.Dither.NONE)
+    picture.save(stored, "png", optimize=True)
+    return Image(stored.getvalue())

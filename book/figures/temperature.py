@@ -1,0 +1,77 @@
+"""Scores of PAT over its temperature and over the exponent of the class size."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import seaborn as sns
+
+from patlib.plots.panels import subplots
+from patlib.study.runs import Run, scores
+
+COLORS = ("#0072b2", "#d55e00")
+MARKERS = ("o", "s")
+
+
+def plot_scores_over(
+    table: pd.DataFrame,
+    x: str,
+    panels: str,
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    log: bool = False,
+):
+    """Scores over a setting: every seed a small mark, lines through the means.
+
+    Args:
+        table: one row for each score, with columns ``score`` (in percent), ``line`` (label of its
+            line) and those named by ``x`` and ``panels``. Lines with fewer than two values of x
+            are left out.
+        x: column of the setting, and label of the axis.
+        panels: column of the titles of the panels.
+        levels: label of a horizontal line -> title of a panel -> value in percent.
+        log: True draws x on a log scale.
+
+    Returns:
+        The figure, or None if no line is left.
+    """
+    if len(table):
+        table = table[table.groupby([panels, "line"])[x].transform("nunique") > 1]
+    if not len(table):
+        return None
+    titles, lines = table[panels].unique(), table["line"].unique()
+    figure, axes = subplots(1, len(titles), 3.4)
+    style = dict(x=x, y="score", hue="line", style="line", hue_order=lines, style_order=lines)
+    style |= dict(palette=list(COLORS[: len(lines)]), markers=list(MARKERS[: len(lines)]))
+    for axis, title in zip(axes[0], titles, strict=True):
+        panel = table[table[panels] == title]
+        several = panel[panel.groupby(["line", x])["score"].transform("size") > 1]
+        sns.lineplot(panel, **style, errorbar=None, markersize=8, ax=axis)
+        if len(several):
+            sns.scatterplot(several, **style, s=22, alpha=0.65, legend=False, ax=axis)
+        for (label, level), dashes in zip((levels or {}).items(), ("--", ":"), strict=False):
+            axis.axhline(level[title], color="black", linestyle=dashes, linewidth=1, label=label)
+        if log:
+            axis.set_xscale("log")
+            ticks = sorted(panel[x].unique())
+            axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axis.minorticks_off()
+        axis.set(title=title, ylabel="score (%)")
+        axis.grid(alpha=0.3)
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def tidy(runs: Sequence[Run], metrics: Mapping[str, str], **settings) -> pd.DataFrame:
+    """Scores in percent of the runs with a record, a row each.
+
+    Args:
+        runs: of any methods.
+        metrics: score -> its title, column ``metric``.
+        **settings: name of a column -> method -> its value; methods without one are left out.
+    """
+    tables = [scores(runs, metric).assign(metric=title) for metric, title in metrics.items()]
+    table = pd.concat(tables, ignore_index=True)
+    for name, values in settings.items():
+        table[name] = table["method"].map(values)
+    return table.assign(score=100 * table["score"]).dropna(subset=["score", *settings])

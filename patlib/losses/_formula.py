@@ -1,0 +1,154 @@
+"""The formula that the losses share, in plain PyTorch, their reduction, and their Module.
+
+Every loss of this package has the same form. From the logits x (B, L, *spatial) it takes, for each
+pixel, the log-probability of its true class y under a softmax of adjusted logits z = z(x),
+
+    log p = z_y - log Σ_l exp(z_l),
+
+and weighs a function f of that one number: the loss of the pixel is w · f(log p), with w a
+constant of the pixel's class, or of its class in its image. Each loss file defines z, w and f;
+`composed` is the formula, `_fused.pixel_loss` computes it with less time and memory, and `reduce`
+reduces it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patlib.checks import check_choice, check_integer
+
+from ._checks import REDUCTIONS, Labels, check_ignore_index
+
+# f: log p to (f, derivative of f). z: (logits, classes) to adjusted logits. g: log p to a number.
+Pointwise = Callable[[Tensor], tuple[Tensor, Tensor]]
+Adjust = Callable[[Tensor, Tensor], Tensor]
+TotalOf = Callable[[Tensor], Tensor]
+
+
+def composed(
+    x: Tensor,
+    target: Tensor,
+    f: Pointwise,
+    ignored: int,
+    table: Tensor,
+    adjust: Adjust | None,
+    scale: float,
+    total_of: TotalOf | None,
+) -> tuple[Tensor, Tensor]:
+    """`pixel_loss` in plain PyTorch: what is compiled, and what the fused path must equal."""
+    z = x.to(computed_in(x))
+    if adjust is not None:
+        z = adjust(z, target.clamp_max(x.shape[1] - 1))  # includes scale
+    log_p = true_class_log_prob(z, target, ignored)
+    w = table.gather(1, target)
+    total = (w * total_of(log_p.detach())).sum() if total_of is not None else w.new_zeros(())
+    return w * f(log_p)[0], total
+
+
+def computed_in(logits: Tensor) -> torch.dtype:
+    """float64 for float64 logits; float32 for all others, so for half and bfloat16."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def true_class_log_prob(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """log softmax(logits) of each pixel's true class, (B, *spatial); 0 at ignored pixels.
+
+    Differentiable in `logits`; no gradient reaches them from an ignored pixel.
+    """
+    if not torch.compiler.is_compiling():
+        return -F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    # A comparison fuses with the softmax around it, forward and backward; the gradient of a gather
+    # would need one more tensor, of zeros to scatter into.
+    true = is_true_class(logits, target) & (target != ignore_index).unsqueeze(1)
+    return F.log_softmax(logits, 1).where(true, 0).sum(1)
+
+
+def is_true_class(logits: Tensor, label: Tensor) -> Tensor:
+    """True (B, L, *spatial) at each pixel's true class."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return label.unsqueeze(1) == per_channel(classes, logits)
+
+
+def per_channel(constant: Tensor, logits: Tensor) -> Tensor:
+    """A constant of each class (L,), shaped to broadcast over logits (B, L, *spatial)."""
+    return constant.reshape(-1, *(1 for _ in logits.shape[2:]))
+
+
+def smallest_log(dtype: torch.dtype) -> float:
+    """Logarithm of the smallest normal number: below, p has lost digits or is 0."""
+    return math.log(torch.finfo(dtype).tiny)
+
+
+def cross_entropy(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p and its derivative: the f of the losses that change z or w only."""
+    return -log_p, log_p.new_full((), -1)
+
+
+def reduce(loss: Tensor, labels: Labels, reduction: str) -> Tensor:
+    """Reduce per-pixel losses (0 at ignored pixels); the mean is over the valid pixels.
+
+    Without a valid pixel it is 0, still connected to the logits, so that backward() works.
+    """
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return total if reduction == "sum" else total / labels.num_valid().clamp_min(1)
+
+
+class PixelLoss(nn.Module):
+    """Base of the Modules of this package: `num_classes`, `ignore_index`, `reduction`.
+
+    A loss keeps its constants of the classes as buffers that are not in its `state_dict`: they are
+    made from the class counts when it is built, and loading a state does not change them.
+
+    Args:
+        num_classes: L; if given, logits of another number of channels are refused.
+        ignore_index: label of the pixels to leave out; None to leave out none.
+        reduction: "mean", "sum" or "none"; each loss says what the mean divides by.
+
+    Attributes:
+        label, color, marker: how figures and tables show the loss.
+    """
+
+    label: ClassVar[str]
+    color: ClassVar[str]
+    marker: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if num_classes is not None:
+            num_classes = check_integer("num_classes", num_classes, minimum=1)
+            check_ignore_index(ignore_index, num_classes)
+        if ignore_index is not None:
+            ignore_index = check_integer("ignore_index", ignore_index)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+
+    @property
+    def __name__(self) -> str:
+        # segmentation_models_pytorch's TrainEpoch logs a loss under this name.
+        return type(self).__name__
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # A constant of each class follows .to(device), but stays float64 when the model around it
+        # is turned into half or bfloat16, where log(10**7) is off by 0.06. (MPS has no float64.)
+        for name, constant in list(self.named_buffers(recurse=False)):
+            device = fn(constant.float()).device
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._buffers[name] = constant.to(device, dtype)
+        return self
+
+    def extra_repr(self) -> str:
+        shown = ((k, v) for k, v in vars(self).items() if k[0] != "_" and k != "training")
+        return ", ".join(f"{name}={value!r}" for name, value in shown)
