@@ -150,8 +150,8 @@ def count_per_image(
         num_classes: L.
 
     Returns:
-        Among the valid pixels, as int64 (B, 3, L): the true positives of each class, its true and
-        its predicted pixels. Summed over images, IoU is tp / (true + predicted - tp).
+        The true positives of each class, its true and its predicted pixels among the valid ones,
+        int64 (B, 3, L). Summed over images, IoU is tp / (true + predicted - tp).
     """
     valid = target != ignore_index
     image = torch.arange(len(target), device=target.device).view(-1, *[1] * (target.ndim - 1))
