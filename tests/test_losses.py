@@ -13,6 +13,7 @@ import torch
 
 from patlib import losses
 from patlib.losses import LOSSES, _checks, build_loss
+from patlib.losses._region import RegionLoss
 from patlib.losses.blv import blv_variation, draw_noise
 from patlib.losses.cb import cb_weights
 from patlib.losses.ldam import ldam_margins
@@ -45,9 +46,9 @@ VARIANTS = [
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in params.items())]) for name, params in VARIANTS]
 every_loss = pytest.mark.parametrize(("name", "params"), VARIANTS, ids=IDS)
-NEED_COUNTS = [
-    n for n, loss in LOSSES.items() if "class_counts" in inspect.signature(loss).parameters
-]
+# Losses of single pixels; the others are those on regions and their mix: test_losses_regions.py.
+PIXEL = [n for n, loss in LOSSES.items() if n != "mix" and not issubclass(loss, RegionLoss)]
+NEED_COUNTS = [n for n in PIXEL if "num_classes" not in inspect.signature(LOSSES[n]).parameters]
 
 pytestmark = pytest.mark.filterwarnings("ignore:class_counts is 0")
 
@@ -611,11 +612,12 @@ def test_parameters_are_named():
     # build_loss("pat", 13) is for 13 classes: PATLoss(13) must not mean a temperature of 13.
     for loss in LOSSES.values():
         given = inspect.signature(loss).parameters.values()
-        assert {p.name for p in given if p.kind != p.KEYWORD_ONLY} <= {"class_counts"}
+        named = {p.name for p in given if p.kind != p.KEYWORD_ONLY}
+        assert named <= {"class_counts", "losses", "params"}
 
 
 def test_losses_and_exports():
-    assert {name for name, _ in VARIANTS} == set(LOSSES)
+    assert {name for name, _ in VARIANTS} == set(PIXEL)
     for attribute in ("label", "color", "marker"):  # figures can tell the losses apart
         assert len({getattr(loss, attribute) for loss in LOSSES.values()}) == len(LOSSES)
     # The name that segmentation_models_pytorch's TrainEpoch logs.
