@@ -1,8 +1,9 @@
 """Base of the losses on regions, which segmentation-models-pytorch computes."""
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from patlib.checks import check_choice
@@ -33,6 +34,9 @@ class RegionLoss(SegmentationLoss):
         criterion: of segmentation-models-pytorch, in mode "multiclass", with this `ignore_index`.
     """
 
+    #: the criterion is for float32 only
+    in_float32: ClassVar[bool] = False
+
     def __init__(
         self,
         criterion: nn.Module,
@@ -46,14 +50,18 @@ class RegionLoss(SegmentationLoss):
         self.criterion = criterion
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
-        x = logits.to(computed_in(logits)).flatten(2).unsqueeze(3)  # (B, L, P, 1)
-        labels = target.flatten(1).unsqueeze(2)
+        columns, *_ = check_batch(
+            logits, target, self.ignore_index, self.reduction, self.num_classes
+        )
+        dtype = computed_in(logits)
+        labels = target.reshape(*columns.shape, 1)  # (B, P, 1)
+        x = logits.to(torch.float32 if self.in_float32 else dtype)
+        x = x.reshape(*logits.shape[:2], *labels.shape[1:])
         if self.ignore_index is not None:
             # Whatever an ignored pixel holds: 0 · ∞ is not a number.
             x = x.where((labels != self.ignore_index).unsqueeze(1), 0)
         # lovasz returns an empty tensor where no pixel is valid.
-        return self.criterion(x, labels).sum()
+        return self.criterion(x, labels).sum().to(dtype)
 
     def _prior(self, class_sizes: Tensor) -> None:
         return None

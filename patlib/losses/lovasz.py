@@ -26,7 +26,7 @@ def lovasz_loss(
     Classes without a pixel in the batch are left out of the mean.
 
     Args:
-        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
+        logits: `(B, L, *spatial)`, any floating type, computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean"; the loss has no value for a single pixel.
@@ -56,6 +56,7 @@ class LovaszLoss(RegionLoss):
     label: ClassVar[str] = "Lovász"
     color: ClassVar[str] = "#44aa99"
     marker: ClassVar[str] = ">"
+    in_float32: ClassVar[bool] = True
 
     def __init__(
         self,
