@@ -46,6 +46,9 @@ def test_names_stay(cells):
 
 
 OTHER = {
+    "optimizer": "sgd",
+    "augment": "flip_scale_crop",
+    "sampler": "rare_class",
     "dataset": "camvid",
     "data_params": {"imbalance": 10.0},
     "split_scheme": "paper",
@@ -226,6 +229,7 @@ def test_runs_go_seed_by_seed_and_a_list_is_a_method_to_be_tuned():
         ),
         (one_block(settings={**TINY, "image_size": None}), "image_size must be"),
         (one_block(settings={**TINY, "device": "cpu"}), "a grid must not set device"),
+        (one_block(settings={**TINY, "precision": "auto"}), "precision must be named in a grid"),
         (one_block(settings={**TINY, "precision": "8"}), r"method 'CE': precision must .*got '8'"),
     ],
 )
