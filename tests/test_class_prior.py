@@ -82,10 +82,9 @@ def test_priors_that_have_a_formula():
         same(build(name, params).class_prior(SIZES), PIXELS)
     same(build("ce", {"class_weights": "inverse"}).class_prior(SIZES), [1, 1, 1, 1])
     same(build("ce", {"class_weights": "median_frequency"}).class_prior(SIZES), IMAGES)
-    same(
-        build("ce", {"class_weights": [1, 2, 0, 4]}).class_prior(SIZES),
-        PIXELS * torch.tensor([1, 2, 0, 4]),
-    )
+    weights = [1, 2, 0, 4]
+    own = build("ce", {"class_weights": weights}).class_prior(SIZES)
+    same(own, PIXELS * torch.tensor(weights))
     same(build("bms").class_prior(SIZES), [1, 1, 1, 1])
     same(build("bms", {"tau": 0.25}).class_prior(SIZES), PIXELS**0.75)
     same(build("cb", {"beta": 0.0}).class_prior(SIZES), PIXELS)
@@ -107,10 +106,8 @@ def test_priors_that_have_a_formula():
 
 
 def test_deferred_weights_make_the_prior_of_ldam_flatter():
-    plain, deferred = (
-        build("ldam", {"max_margin": 0.0}),
-        build("ldam", {"max_margin": 0.0, "deferred": 0.8}),
-    )
+    plain = build("ldam", {"max_margin": 0.0})
+    deferred = build("ldam", {"max_margin": 0.0, "deferred": 0.8})
     assert deferred.class_prior(SIZES).std() < 0.2 * plain.class_prior(SIZES).std()
     # It is that of the end of the training, whatever has been done of it.
     before = deferred.class_prior(SIZES)

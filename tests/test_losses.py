@@ -139,9 +139,8 @@ def reference_class_weight(weights, y, counts):
         return weights[y]
     if weights == "median_frequency":
         # All images have the same number of pixels, whatever it is.
-        frequency = [
-            n / (7 * m) if m else 0 for n, m in zip(counts, images_with(counts), strict=True)
-        ]
+        held = zip(counts, images_with(counts), strict=True)
+        frequency = [n / (7 * m) if m else 0 for n, m in held]
         median = np.median([f for f in frequency if f > 0])
         return median / rarest_for_absent(frequency, counts)[y]
     n = filled(counts)[y]
