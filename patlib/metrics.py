@@ -292,7 +292,7 @@ def boundary_counts(
     """
     ratio = check_number("ratio", ratio, above=0)
     d = max(1, round(ratio * math.hypot(*target.shape[-2:])))
-    truth, predicted = (x.masked_fill(target == ignore_index, -1) for x in (target, labels))
+    truth, predicted = (x.long().masked_fill(target == ignore_index, -1) for x in (target, labels))
     true_band, predicted_band = _band(truth, d), _band(predicted, d)
     image = torch.arange(len(target), device=target.device).view(-1, 1, 1)
     both = true_band & predicted_band & (truth == predicted)

@@ -133,7 +133,8 @@ def test_paper_scale(cells):
             assert (settings["epochs"], settings["batch_size"]) == (100, 16)
             model = {"segnet": {"width": 32, "stages": 4}, "attention_unet": {"width": 32}}
             unets = {"encoder": "resnet18", "encoder_weights": None}
-            assert settings["model_params"] == model.get(settings["model"], unets)
+            expected = {**model.get(settings["model"], unets), "normalized_classifier": False}
+            assert settings["model_params"] == expected
             size = {"cityscapes": [256, 512], "oxford_pet": [256, 256]}
             assert settings["image_size"] == size.get(settings["dataset"], [256, 340])
     first = cells["paper/table1.yaml"][:8]
