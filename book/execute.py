@@ -6,6 +6,7 @@ as it was. Status, time and surroundings go into executed.csv, which the book's 
 """
 
 import csv
+import hashlib
 import io
 import os
 import platform
@@ -67,12 +68,19 @@ def execute(notebook: Path) -> bool:
 def store(content: nbformat.NotebookNode, notebook: Path) -> None:
     """Put an executed notebook in the place of the old one, whole."""
     content.metadata.pop("papermill", None)
+    content.metadata["executed"] = fingerprint(content)
     for cell in content.cells:
         for volatile in ("papermill", "execution"):
             cell.metadata.pop(volatile, None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     write_text(notebook, nbformat.writes(content) + "\n")
+
+
+def fingerprint(content: nbformat.NotebookNode) -> str:
+    """SHA-256 of the code: tells if a notebook was edited after it was executed."""
+    code = [cell.source for cell in content.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()
 
 
 def note(row: dict, notebooks: Path) -> None:

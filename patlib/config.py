@@ -292,7 +292,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     A setting that the schema does not have is compared with its default in the code.
 
     Args:
-        settings: of a run, all of them, as from :meth:`RunConfig.settings`.
+        settings: of a run, all of them, as from :meth:`patlib.RunConfig.settings`.
 
     Returns:
         The settings that differ. ``data_params``, ``loss_params`` and ``model_params`` hold the

@@ -241,8 +241,8 @@ def count_per_image(
         num_classes: L.
 
     Returns:
-        int64 (B, 3, L), among the valid pixels: the true positives of each class, its true and its
-        predicted pixels. Summed over images, IoU is tp / (true + predicted - tp).
+        int64 (B, 3, L), the true positives of each class, its true and its predicted pixels, among
+        the valid pixels. Summed over images, IoU is tp / (true + predicted - tp).
     """
     valid = target != ignore_index
     image = torch.arange(len(target), device=target.device).view(-1, *[1] * (target.ndim - 1))

@@ -12,14 +12,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import numpy as np
 import pytest
 import yaml
+from chapters import ROOT
+from figures.method import interactive_curves
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
@@ -244,24 +246,116 @@ def test_search_finds(browser, address):
     WebDriverWait(browser, 10).until(lambda browser: pages <= found(browser))
 
 
-@pytest.mark.skipif("notebooks/method" not in PAGES, reason="the method page is not there")
-@pytest.mark.parametrize(
-    ("slider", "curve", "other"),
-    [
-        ("pat-T", "curve-pat", "curve-focal"),
-        ("pat-epsilon", "curve-pat", "curve-focal"),
-        ("focal-gamma", "curve-focal", "curve-pat"),
-    ],
-)
-def test_sliders_move_their_curve_and_no_other(browser, address, slider, curve, other):
-    visit(browser, f"{address}/notebooks/method.html", WIDE)
+# -- the interactive figure of the method, alone -----------------------------------------------
 
-    def drawn(path):
-        return browser.find_element(By.ID, path).get_attribute("d")
 
-    before = drawn(curve), drawn(other)
-    element = browser.find_element(By.ID, slider)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    element.send_keys(*[Keys.ARROW_RIGHT] * 5)
-    assert drawn(curve) != before[0] and drawn(other) == before[1]
-    assert "NaN" not in drawn(curve) and len(before[0]) > 50
+@pytest.fixture
+def figure(browser, tmp_path):
+    """The figure alone in a dark page, 800 pixels wide."""
+    file = tmp_path / "page.html"
+    file.write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>figure</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<body style="background: #111; color: #eee">{interactive_curves()}'
+    )
+    resize(browser, 800)
+    browser.get_log("browser")  # of pages visited before
+    browser.get(file.as_uri())
+    yield browser
+    # No error, nothing that could not be loaded; what the theme says of itself is not one.
+    assert [e for e in browser.get_log("browser") if e["level"] != "INFO"] == []
+
+
+def resize(browser, width):
+    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def move(browser, slider, value):
+    browser.execute_script(
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))",
+        slider,
+        value,
+    )
+
+
+def path(browser, name):
+    return browser.find_element("id", f"curve-{name}").get_attribute("d")
+
+
+def drawn(browser, name):
+    """The curve in the units of its axes: p and value."""
+    points = np.array(re.findall(r"[-\d.]+", path(browser, name)), float).reshape(-1, 2)
+    frame = browser.find_element("id", "fig3c-frame")
+    left, top, width, height = (
+        float(frame.get_attribute(a)) for a in ("x", "y", "width", "height")
+    )
+    largest = float(browser.find_element("id", "fig3c-plot").get_attribute("data-y-max"))
+    return (points[:, 0] - left) / width, (1 - (points[:, 1] - top) / height) * largest, largest
+
+
+def test_interactive_curves_agree_with_numpy(figure):
+    for log_t, temperature, epsilon, gamma in (
+        (1.3, 20, 0, 2),
+        (-0.3, 0.5, 0, 0.5),
+        (0.7, 5, -1, 5),
+        (-0.7, 0.2, 1, 0),
+    ):
+        before = path(figure, "pat"), path(figure, "focal")
+        move(figure, "pat-T", log_t)
+        move(figure, "pat-epsilon", epsilon)
+        move(figure, "focal-gamma", gamma)
+        if temperature != 20:  # what it starts with
+            assert path(figure, "pat") != before[0] and path(figure, "focal") != before[1]
+        assert figure.find_element("id", "pat-T-value").text == f"{temperature:g}"
+        for what, scale in (("loss", lambda p: -np.log(p)), ("coefficient", lambda p: p**0)):
+            figure.find_element("id", f"fig3c-{what}").click()
+            p, values, largest = drawn(figure, "pat")
+            p = p.round(2)
+            assert len(p) == (101 if what == "coefficient" else 100) and p[-1] == 1
+            exact = np.exp((1 - epsilon - p) / temperature) * scale(p)
+            np.testing.assert_allclose(values, exact, atol=1e-4 * largest)
+            p, values, _ = drawn(figure, "focal")
+            p = p.round(2)
+            np.testing.assert_allclose(values, (1 - p) ** gamma * scale(p), atol=1e-4 * largest)
+            assert 0 <= values.min() + 1e-6 and exact.max() <= largest * (1 + 1e-9)
+
+
+def test_interactive_sliders_move_by_keyboard(figure):
+    for slider, curve, still in (
+        ("pat-T", "pat", "focal"),
+        ("pat-epsilon", "pat", "focal"),
+        ("focal-gamma", "focal", "pat"),
+    ):
+        before, other = path(figure, curve), path(figure, still)
+        figure.find_element("id", slider).send_keys(Keys.ARROW_LEFT)
+        assert path(figure, curve) != before and path(figure, still) == other
+    assert figure.find_element("id", "pat-T").get_attribute("aria-valuetext") == "18"
+    cells = figure.find_elements("css selector", "#fig3c-row-focal td")
+    assert float(cells[1].text) == pytest.approx(0.5**1.9, rel=1e-3)
+    assert "T = 18" in figure.find_element("id", "fig3c-plot").get_attribute("aria-label")
+
+
+def test_interactive_figure_is_named_and_fits_a_phone(figure):
+    for control in figure.find_elements("css selector", "#fig3c input"):
+        assert control.accessible_name
+    resize(figure, 390)
+    assert figure.execute_script("return document.documentElement.scrollWidth") <= 390
+    wide = figure.execute_script(
+        "return [...document.querySelectorAll('#fig3c *')]"
+        ".filter((e) => e.getBoundingClientRect().right > 390.5).map((e) => e.tagName)"
+    )
+    assert wide == []
+    sizes = figure.execute_script(
+        "return [...document.querySelectorAll('#fig3c text')].map((t) => {"
+        "const m = t.getScreenCTM(); return parseFloat(getComputedStyle(t).fontSize) *"
+        "Math.hypot(m.a, m.b)})"
+    )
+    assert len(sizes) == 12 and min(sizes) >= 12
+    # It brings its own colours into a dark figure.
+    style = figure.execute_script(
+        "const s = getComputedStyle(document.getElementById('fig3c'));"
+        "return [s.backgroundColor, s.color]"
+    )
+    assert style == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]

@@ -1,23 +1,20 @@
 """The page on cost: the benchmark behind it, and that its numbers are those of the records."""
 
-import ast
 import importlib
 import json
 import re
 import shutil
 from pathlib import Path
 
-import nbformat
-import papermill
 import pytest
 import torch
-from papermill.exceptions import PapermillExecutionError
-from patlib.plots.cost import plot_figure6_quantities, plot_time_memory
+from chapters import Chapter, stored_glue, stored_tables
+from figures import cost
+from figures.cost import plot_figure6_quantities, plot_time_memory
 
 from patlib.losses import LOSSES, CELoss, PATLoss
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "cost.ipynb"
 RECORDS = ROOT / "benchmarks" / "records"
 EXTRA = ["F.cross_entropy", "ce, one-hot", "pat, one-hot"]
 
@@ -97,23 +94,6 @@ def test_held_bytes_counts_weights_moments_and_batch(common):
     assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
 
 
-def glued(notebook):
-    values = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            if name:
-                text = next(v for k, v in output["data"].items() if "papermill" in k)
-                values[name] = ast.literal_eval(text)
-    return values
-
-
-def text_of(notebook, cell_id):
-    cell = next(cell for cell in notebook.cells if cell.id == cell_id)
-    parts = [o["data"].get("text/html", "") if "data" in o else o["text"] for o in cell.outputs]
-    return re.sub(r"<[^>]+>", " ", "".join(parts))
-
-
 def test_page_says_what_other_records_hold(tmp_path):
     """Numbers and words follow the records: here of a slower PAT that needs more memory, and of
     losses of the same work that seem to differ by up to 20 %."""
@@ -139,59 +119,65 @@ def test_page_says_what_other_records_hold(tmp_path):
             row["ratio_to_F.cross_entropy"] = {"median": 0.85, "q1": 0.8, "q3": 0.9, "n": 9}
     path.write_text(json.dumps(content))
     (records / "figure6-cuda.json").write_text(json.dumps(content | {"gpu": "a toy GPU"}))
-    output = tmp_path / "out.ipynb"
-    papermill.execute_notebook(
-        NOTEBOOK,
-        output,
-        cwd=tmp_path,
-        progress_bar=False,
-        parameters=dict(
-            records=str(records),
-            image_size=[17, 23],
-            num_classes=3,
-            batch_size=1,
-            temperature=0.5,
-            repetitions=2,
-            seed=1,
-        ),
+    page = Chapter(
+        "cost",
+        records=str(records),
+        image_size=[17, 23],
+        num_classes=3,
+        batch_size=1,
+        temperature=0.5,
+        repetitions=2,
+        seed=1,
     )
-    notebook = nbformat.read(output, 4)
-    values = glued(notebook)
+    values = page.glued
+    texts = {name: _text(rows) for name, rows in page.tables.items()}
     assert values["cost-cpu"] == "an abacus"
     assert values["cost-now-shape"] == "1 x 3 x 17 x 23"
-    assert text_of(notebook, "cost-formula-table").count("3.21 (3.20 to 3.22), slower") == 3
-    assert text_of(notebook, "cost-formula-table").count("0.54 (0.53 to 0.55), faster") == 3
+    assert texts["cost-formula"].count("3.21 (3.20 to 3.22), slower") == 3
+    assert texts["cost-formula"].count("0.54 (0.53 to 0.55), faster") == 3
     # More work and yet less time, but within the noise.
-    assert text_of(notebook, "cost-formula-table").count("0.85 (0.80 to 0.90), no difference") == 3
-    assert text_of(notebook, "cost-formula-table").count("±20 %") == 3
-    claims = text_of(notebook, "cost-claims")
+    assert texts["cost-formula"].count("0.85 (0.80 to 0.90), no difference") == 3
+    assert texts["cost-formula"].count("±20 %") == 3
+    claims = texts["cost-statements"]
     assert claims.count("PAT to CE +23.4 %, PAT to Focal +23.4 %") == 3
     assert "BLV to PAT -19.0 %" in claims
     assert "a point or more below PAT: none; above: BLV" in claims
-    on_gpu = text_of(notebook, "cost-gpu")
-    assert "a toy GPU" in on_gpu and on_gpu.count("3.21 (3.20 to 3.22), slower") == 4
-    assert "The losses alone: not measured on a GPU" in on_gpu
+    assert values["cost-unmeasured"] == ""
+    assert "a toy GPU" in page.text
+    on_gpu = [texts[f"cost-gpu-{name}"] for name in ("formula", "statements")]
+    assert [text.count("3.21 (3.20 to 3.22), slower") for text in on_gpu] == [3, 1]
+    assert "The losses alone: not measured on a GPU" in page.text
+
+
+def _text(rows):
+    return " ".join(cell for first, row in rows.items() for cell in (first, *row.values()))
+
+
+def test_a_loss_without_a_measurement_is_left_out(tmp_path, monkeypatch):
+    class New(CELoss):
+        label, color, marker = "New", "#000000", "o"
+
+    monkeypatch.setitem(LOSSES, "new", New)
+    page = Chapter("cost", image_size=[17, 23], num_classes=3, batch_size=1, repetitions=1)
+    assert page.glued["cost-unmeasured"] == "Not measured yet: New."
+    assert cost.measured({"pat": 0, "ce": 0}) == ["ce", "pat"]
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 is not allowed"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"records": "nowhere"}, "nowhere has no figure6-cpu.json"),
+        ({"seeed": 1}, "has no parameter 'seeed' .did you mean 'seed'"),
     ],
 )
-def test_page_refuses_wrong_parameters(tmp_path, parameters, message):
-    with pytest.raises(PapermillExecutionError, match=re.escape(message)):
-        papermill.execute_notebook(
-            NOTEBOOK, tmp_path / "o.ipynb", parameters, cwd=tmp_path, progress_bar=False
-        )
+def test_page_refuses_wrong_parameters(parameters, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Chapter("cost", only=[], **parameters)
 
 
 def test_stored_page_is_of_the_stored_records():
-    notebook = nbformat.read(NOTEBOOK, 4)
-    values = glued(notebook)
-    used = set(re.findall(r"\{glue:text\}`([^`]+)`", "".join(c.source for c in notebook.cells)))
-    assert used == set(values)
+    values = stored_glue("cost")
     figure6, alone, training = (
         json.loads((RECORDS / f"{name}-cpu.json").read_text())
         for name in ("figure6", "losses", "training")
@@ -214,7 +200,7 @@ def test_stored_page_is_of_the_stored_records():
     assert (values["cost-faster"], values["cost-slower"]) == (faster, slower)
     # Every ratio of the table is one of the record's.
     found = re.findall(
-        r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text_of(notebook, "cost-formula-table")
+        r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", _text(stored_tables("cost")["cost-formula"])
     )
     recorded = {
         tuple(f"{row[key][q]:.2f}" for q in ("median", "q1", "q3"))

@@ -1,28 +1,20 @@
 """The page on data sets: its record, the script that writes it, and the notebook."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
-from papermill.exceptions import PapermillExecutionError
+from chapters import Chapter, cells, figures, outputs, source, tagged
 
 from patlib.data import DATASETS, build_dataset, count_classes
 from patlib.data.dataset import SPLITS
 from patlib.metrics import class_groups
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "datasets.ipynb"
-SCRIPT = ROOT / "study" / "datasets.py"
 RECORDED = json.loads((ROOT / "study" / "records" / "datasets.json").read_text())
 
-_spec = importlib.util.spec_from_file_location("study_datasets", SCRIPT)
-study = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(study)
+study = figures.load_script("study/datasets.py")
 
 
 def train_classes(name):
@@ -49,10 +41,6 @@ def test_record_agrees_with_the_data_set(name):
                 assert len(quantiles) == len(RECORDED["quantiles"])
                 assert quantiles == sorted(quantiles)
                 assert 1 <= quantiles[0] and quantiles[-1] <= height * width
-
-
-def test_record_says_which_part_of_the_pets_it_counted():
-    assert "3 of 37 breeds" in RECORDED["datasets"]["oxford_pet"]["note"]
 
 
 def test_what_the_page_says_about_the_tails_is_so():
@@ -124,9 +112,9 @@ def test_recorded_counts_are_those_of_the_files(real_data):
     assert fingerprint == entry["provenance"]["data"]["validation"]
 
 
-def test_notebook_with_other_parameters(tmp_path, camvid_tree):
-    output = tmp_path / "out.ipynb"
-    parameters = dict(
+def test_page_with_other_parameters(camvid_tree):
+    page = Chapter(
+        "datasets",
         dataset="camvid",
         data_root=str(camvid_tree),
         split="test",
@@ -135,39 +123,28 @@ def test_notebook_with_other_parameters(tmp_path, camvid_tree):
         num_images=2,
         seed=1,
     )
-    papermill.execute_notebook(
-        NOTEBOOK, output, parameters=parameters, cwd=tmp_path, progress_bar=False
-    )
-    cells = json.loads(output.read_text())["cells"]
-    text = "".join(
-        "".join(o["text"]) for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"
-    )
-    assert "camvid, test: 5 images of (32, 40) pixels" in text
-    assert "12 classes: sky, building" in text and ", bicyclist, void" in text
+    assert "camvid, test: 5 images of (32, 40) pixels" in page.text
+    assert "12 classes: sky, building" in page.text and ", bicyclist, void" in page.text
 
 
-def test_notebook_stops_at_an_unknown_parameter(tmp_path):
-    with pytest.raises(PapermillExecutionError, match="'splt'. Did you mean 'split'"):
-        papermill.execute_notebook(
-            NOTEBOOK, tmp_path / "out.ipynb", parameters={"splt": "test"}, progress_bar=False
-        )
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"splt": "test"}, "has no parameter 'splt' .did you mean 'split'"),
+        ({"num_images": 0}, "num_images must be an integer >= 1, got 0"),
+    ],
+)
+def test_page_refuses_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Chapter("datasets", only=[], **parameters)
 
 
-def test_notebook_documents_its_parameters():
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOK)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("dataset: str", "image_size: list", "void: str", "num_images: int", "seed: int"):
-        assert f"  {name} " in text
-    assert "Unknown type" not in text
-
-
-def test_stored_pictures_are_of_the_embedded_data_only():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    parameters = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
-    assert 'dataset: str = "synthetic"' in "".join(parameters["source"])
-    outputs = [o for c in cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
-    assert "synthetic, train" in json.dumps(outputs)
+@pytest.mark.parametrize("name", ["datasets", "long_tail"])
+def test_stored_pictures_are_of_the_embedded_data_only(name):
+    parameters = next(cell for cell in cells(name) if tagged(cell, "parameters"))
+    assert 'dataset: str = "synthetic"' in source(parameters)
+    text = json.dumps(outputs(name))
+    assert "synthetic, train" in text and "(yours)" not in text
 
 
 def test_plot_orders_classes_and_survives_an_absent_one():

@@ -28,7 +28,7 @@ from pathlib import Path
 for name in map(Path, sys.argv[1:]):
     Path(f"executed-{name.stem}").touch()
     text = name.read_text()
-    time.sleep(600 if "hang" in text else 0)
+    time.sleep(600 if "sleep" in text else 0)
     sys.exit(1 if "fail" in text else 0)
 """
 
@@ -84,7 +84,7 @@ def test_a_failing_notebook_stops_no_other_and_is_executed_again(project):
 
 def test_what_a_killed_run_leaves_behind_blocks_nothing(project):
     (project / "notebooks" / "train.ipynb").unlink()
-    (project / "notebooks" / "baselines.ipynb").write_text("hang")
+    (project / "notebooks" / "baselines.ipynb").write_text("sleep")
     process = subprocess.Popen(
         command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -132,6 +132,10 @@ def test_outputs_are_stored_and_a_failing_notebook_stays_as_it_was(tmp_path, exe
     (cell,) = json.loads(good.read_text())["cells"]
     assert [o["text"] for o in cell["outputs"]] == [["hello []\n"]]  # in an empty folder, no stderr
     assert not {"papermill", "execution"} & set(cell["metadata"])
+    stored = nbformat.read(good, 4)
+    assert stored.metadata["executed"] == execute.fingerprint(stored)
+    stored.cells[0].source += " "
+    assert stored.metadata["executed"] != execute.fingerprint(stored)
     assert bad.read_bytes() == before
     stopped = capsys.readouterr().err
     assert "bad.ipynb FAILED" in stopped and "ValueError: so it is" in stopped
@@ -171,3 +175,12 @@ def test_rows_of_notebooks_side_by_side_are_all_kept(tmp_path, execute, monkeypa
             row["notebook"] for row in csv.DictReader(file)
         ] == names  # one that is gone: no row
     assert held.count("read_rows") == held.count("write_text") == 9
+
+
+def test_every_stored_notebook_was_executed_as_it_is(execute):
+    stored = {path.stem: nbformat.read(path, 4) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    edited = [n for n, c in stored.items() if c.metadata.get("executed") != execute.fingerprint(c)]
+    assert not edited, "python book/execute.py notebooks/NAME.ipynb"
+    with open(ROOT / "book" / "executed.csv", newline="") as file:
+        status = {row["notebook"]: row["status"] for row in csv.DictReader(file)}
+    assert status == dict.fromkeys(stored, "succeeded")

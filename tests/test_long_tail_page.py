@@ -2,18 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import papermill
 import pytest
 import torch
-from papermill.exceptions import PapermillExecutionError
-from patlib.plots.long_tail import (
+from chapters import ROOT, Chapter, stored_glue, stored_text
+from figures.long_tail import (
     concentration,
+    describe_images,
     effective_pixels,
     half_of_the_weight,
     mask_sizes,
@@ -31,7 +28,6 @@ from patlib.plots.long_tail import (
 from patlib.losses import pat_loss
 from patlib.records import RunRecord
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "long_tail.ipynb"
 NAMES = ["road", "sky", "car", "sign", "ghost"]  # the last one is never there
 
 
@@ -84,6 +80,13 @@ def test_sizes_and_ratios_by_loops(masks, sizes):
         there = [n for n in counts if n]
         assert np.isnan(ratio) if not there else ratio == max(there) / min(there)
     assert np.isnan(ratios[11]) and (ratios[:11] > 1).all()
+    images = describe_images(sizes)
+    assert len(images) == 11  # one has no valid pixel
+    for mask, row in zip(masks, images.itertuples(), strict=False):
+        there = sorted(n for n in np.bincount(mask[mask != 255]).tolist() if n)
+        assert (row.classes, row.pixels) == (len(there), there[0])
+        assert row.two == pytest.approx(sum(there[-2:]) / sum(there))
+        assert row.smallest == pytest.approx(there[0] / sum(there))
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, 1])
@@ -156,8 +159,7 @@ def test_figures_draw_these_numbers(split, masks, sizes):
     x, y = axis.get_lines()[0].get_data()
     ratios = size_ratios(sizes)[:11]
     for limit in (5, 20, 60):
-        assert np.interp(limit, x, y, left=0) == pytest.approx((ratios <= limit).mean(), abs=0.1)
-        assert ((x <= limit).sum() / 11) == pytest.approx((ratios <= limit).mean())
+        assert y[np.searchsorted(x, limit, "right") - 1] == pytest.approx((ratios <= limit).mean())
     assert y[-1] == 1
     with pytest.raises(ValueError, match="at most 5 curves, got 6"):
         plot_size_ratios({str(i): sizes for i in range(6)})
@@ -190,29 +192,10 @@ def test_recorded_sizes_are_the_true_ones_of_one_run_a_data_set(tmp_path, sizes)
     assert list(recorded_sizes(tmp_path)) == ["camvid"]
 
 
-def glued(cells):
-    """Glued key -> text of the executed cells."""
-    outputs = [o for c in cells for o in c.get("outputs", [])]
-    return {
-        o["metadata"]["scrapbook"]["name"]: "".join(o["data"][kind]).strip("'")
-        for o in outputs
-        if "scrapbook" in o.get("metadata", {})
-        for kind in o["data"]
-    }
-
-
-def test_every_glued_number_of_the_text_is_stored():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    used = set(re.findall(r"\{glue:text\}`([^`]+)`", text))
-    assert used and used <= set(glued(cells))
-    assert all(key.startswith("long-tail-") for key in used)
-
-
 def test_stored_numbers_are_those_of_the_recorded_counts():
-    record = json.loads((NOTEBOOK.parents[1] / "study" / "records" / "datasets.json").read_text())
+    record = json.loads((ROOT / "study" / "records" / "datasets.json").read_text())
     camvid = record["datasets"]["camvid"]
-    values = glued(json.loads(NOTEBOOK.read_text())["cells"])
+    values = stored_glue("long_tail")
     for when, what in (("before", "pixels"), ("after", "images")):
         counts = [entry[what] for entry in camvid["splits"]["train"]["classes"]]
         assert values[f"long-tail-cam-factor-{when}"] == f"{max(counts) / min(counts):.1f}"
@@ -220,19 +203,16 @@ def test_stored_numbers_are_those_of_the_recorded_counts():
 
 
 def test_printed_tables_fit_into_the_text_column():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    printed = [o["text"] for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"]
-    assert printed and all(
-        len(line) <= 81 for text in printed for line in "".join(text).split("\n")
-    )
+    lines = stored_text("long_tail").split("\n")
+    assert len(lines) > 10 and max(map(len, lines)) <= 81
 
 
-def test_notebook_with_other_parameters(tmp_path, camvid_tree):
+def test_page_with_other_parameters(tmp_path, camvid_tree):
     records = tmp_path / "records"
     records.mkdir()
     write_run(records, "nyuv2-a", np.array([[4, 2, 1, 0, 0], [8, 0, 2, 2, 0]]))
-    output = tmp_path / "out.ipynb"
-    parameters = dict(
+    page = Chapter(
+        "long_tail",
         dataset="camvid",
         data_root=str(camvid_tree),
         split="test",
@@ -243,40 +223,19 @@ def test_notebook_with_other_parameters(tmp_path, camvid_tree):
         seed=1,
         records=str(records),
     )
-    papermill.execute_notebook(
-        NOTEBOOK, output, parameters=parameters, cwd=tmp_path, progress_bar=False
-    )
-    cells = json.loads(output.read_text())["cells"]
-    text = "".join(
-        "".join(o["text"]) for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"
-    )
-    assert re.search(r"camvid, test \(yours\) +12 of 12", text)
-    assert re.search(r"nyuv2, test +3 of 5 +85 % +15 % +2 +4 ", text)
-    assert re.search(r"camvid, test +no recorded run", text)
-    assert "3 batches of 2 images" in text
-    assert glued(cells)["long-tail-batch"] == "2"
+    assert re.search(r"camvid, test \(yours\) +12 of 12", page.text)
+    assert re.search(r"nyuv2, test +3 of 5 +85 % +15 % +2 +4 ", page.text)
+    assert re.search(r"camvid, test +no recorded run", page.text)
+    assert "3 batches of 2 images" in page.text and page.glued["long-tail-batch"] == "2"
 
 
-def test_notebook_stops_at_an_unknown_parameter(tmp_path):
-    with pytest.raises(PapermillExecutionError, match="'batchsize'. Did you mean 'batch_size'"):
-        papermill.execute_notebook(
-            NOTEBOOK, tmp_path / "out.ipynb", parameters={"batchsize": 4}, progress_bar=False
-        )
-
-
-def test_notebook_documents_its_parameters():
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOK)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("dataset: str", "image_size: list", "batch_size: int", "records: str"):
-        assert f"  {name} " in text
-    assert "Unknown type" not in text
-
-
-def test_stored_pictures_are_of_the_embedded_data_only():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    parameters = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
-    assert 'dataset: str = "synthetic"' in "".join(parameters["source"])
-    outputs = [o for c in cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
-    text = json.dumps(outputs)
-    assert "synthetic, train" in text and "(yours)" not in text
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"batchsize": 4}, "has no parameter 'batchsize' .did you mean 'batch_size'"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+    ],
+)
+def test_page_refuses_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Chapter("long_tail", only=[], **parameters)

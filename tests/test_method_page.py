@@ -1,20 +1,13 @@
 """The chapter on the method: formulas, quotes of the library, and the interactive figure."""
 
-import json
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import papermill
 import pytest
 import torch
-from matplotlib.colors import to_hex
-from papermill.exceptions import PapermillExecutionError
-from patlib.plots.method import (
+from chapters import ROOT, Chapter, outputs
+from figures.method import (
     beta,
     gradient_factor,
     interactive_curves,
@@ -23,35 +16,17 @@ from patlib.plots.method import (
     plot_released,
     plot_scaling,
     plot_size_weights,
+    quote,
 )
 
-from patlib.losses import ce_loss, focal_loss, pat_loss
-from patlib.plots.colors import METHODS
+from patlib.losses import LOSSES, ce_loss, focal_loss, pat, pat_loss
 from patlib.released import pat_ina, pat_inap
-
-ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "method.ipynb"
 
 
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
     plt.close("all")
-
-
-def stored():
-    return json.loads(NOTEBOOK.read_text())["cells"]
-
-
-def glued(cells):
-    """Glued key -> text of the executed cells."""
-    outputs = [o for c in cells for o in c.get("outputs", [])]
-    return {
-        o["metadata"]["scrapbook"]["name"]: "".join(o["data"][kind]).strip("'")
-        for o in outputs
-        if "scrapbook" in o.get("metadata", {})
-        for kind in o["data"]
-    }
 
 
 def pixels(p, num_classes=3):
@@ -135,9 +110,9 @@ def test_procedure_shows_the_steps():
     np.testing.assert_allclose(widths[3], [0, -np.log(p[1]) * b[1] / size, 0])
     assert "T = 2, ε = 0.1" in axes[2].get_title(loc="left")
     for wrong in (3, -1):
-        with pytest.raises(ValueError, match=f"true_class={wrong} is not one .* 0 ... 2"):
+        with pytest.raises(ValueError, match=f"true_class must be one of 0, 1, 2, got {wrong}"):
             plot_procedure(logits, true_class=wrong)
-    with pytest.raises(ValueError, match=r"logits=\[1.0\] .* two"):
+    with pytest.raises(ValueError, match=r"logits must be two numbers or more, got \[1.0\]"):
         plot_procedure([1.0], true_class=0)
 
 
@@ -174,29 +149,31 @@ def test_size_weights_of_a_class_sum_to_one():
 
 def test_quoted_lines_stand_in_the_library():
     quoted = 0
-    for cell in stored():
-        for output in cell.get("outputs", []):
-            if text := "".join(output.get("data", {}).get("text/markdown", "")):
-                fence, where, *lines, end = text.splitlines()
-                assert (fence, end) == ("```python", "```") and lines
-                file, function = where.removeprefix("# ").split(", ")
-                source = [line.strip() for line in (ROOT / file).read_text().splitlines()]
-                assert f"def {function}(" in "".join(source)
-                assert all(line in source for line in lines)
-                quoted += len(lines)
+    for output in outputs("method"):
+        if text := "".join(output.get("data", {}).get("text/markdown", "")):
+            fence, where, *lines, end = text.splitlines()
+            assert (fence, end) == ("```python", "```") and lines
+            file, function = where.removeprefix("# ").split(", ")
+            source = [line.strip() for line in (ROOT / file).read_text().splitlines()]
+            assert f"def {function}(" in "".join(source)
+            assert all(line.strip() in source for line in lines)
+            quoted += len(lines)
     assert quoted >= 8  # Equations 1 to 5
 
 
-def test_every_glued_number_of_the_text_is_stored():
-    cells = stored()
-    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    used = set(re.findall(r"\{glue:text\}`([^`]+)`", text))
-    assert used == set(glued(cells)) and all(key.startswith("method-") for key in used)
+def test_quotes_are_code_without_docstring():
+    lines = quote(pat.size_weights).data.splitlines()
+    assert lines[1] == "# patlib/losses/pat.py, size_weights" and len(lines) == 4
+    assert lines[2].startswith("return class_sizes")
+    (line,) = quote(pat.pat_loss, "Eq. (5)").data.splitlines()[2:-1]
+    assert line.startswith("return torch.exp(")
+    with pytest.raises(AssertionError, match="no comment on Eq. .6."):
+        quote(pat.pat_loss, "Eq. (6)")
 
 
-def test_notebook_with_other_parameters(tmp_path):
-    output = tmp_path / "out.ipynb"
-    parameters = dict(
+def test_page_with_other_parameters():
+    page = Chapter(
+        "method",
         temperature=0.5,
         epsilon=0.1,
         gamma=5.0,
@@ -207,10 +184,7 @@ def test_notebook_with_other_parameters(tmp_path):
         size=4,
         seed=3,
     )
-    papermill.execute_notebook(
-        NOTEBOOK, output, parameters=parameters, cwd=tmp_path, progress_bar=False
-    )
-    values = glued(json.loads(output.read_text())["cells"])
+    values = page.glued
     p = 1 / (1 + np.exp(3) + np.exp(1))
     assert values["method-p"] == f"{p:.3f}"
     assert values["method-loss"] == f"{np.exp((0.9 - p) / 0.5) * -np.log(p) / 4:.4f}"
@@ -220,23 +194,16 @@ def test_notebook_with_other_parameters(tmp_path):
     assert values["method-focal-high"] == "1e-10"
 
 
-def test_notebook_stops_at_a_wrong_parameter(tmp_path):
-    for parameters, message in (
-        ({"temprature": 5.0}, "'temprature'. Did you mean 'temperature'"),
-        ({"size": 0}, "size=0 is not allowed"),
-    ):
-        with pytest.raises(PapermillExecutionError, match=message):
-            papermill.execute_notebook(
-                NOTEBOOK, tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
-            )
-
-
-def test_notebook_documents_its_parameters():
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOK)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("temperature: float", "gammas: list", "true_class: int", "seed: int"):
-        assert f"  {name} " in text
-    assert "Unknown type" not in text
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"temprature": 5.0}, "has no parameter 'temprature' .did you mean 'temperature'"),
+        ({"size": 0}, "size must be an integer >= 1, got 0"),
+    ],
+)
+def test_page_refuses_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Chapter("method", only=[], **parameters)
 
 
 # -- the interactive figure ------------------------------------------------------------------------
@@ -244,145 +211,9 @@ def test_notebook_documents_its_parameters():
 
 def test_interactive_figure_stands_in_the_page_and_loads_nothing():
     html = interactive_curves()
-    pages = [
-        o["data"].get("text/html") for c in stored() for o in c.get("outputs", []) if "data" in o
-    ]
-    assert html in ["".join(page) for page in pages if page]
+    assert html in ["".join(o.get("data", {}).get("text/html", "")) for o in outputs("method")]
     assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}  # a name
     for loads in ("src=", "href=", "@import", "url(", "fetch(", "import(", "XMLHttpRequest"):
         assert loads not in html
     for method, curve in {"pat": "curve-pat", "focal": "curve-focal"}.items():
-        assert f"#{curve} {{ stroke: {to_hex(METHODS[method][1])}" in html
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    chromedriver = shutil.which("chromedriver")
-    if not chromium or not chromedriver:
-        pytest.skip("no chromium and chromedriver here: the interactive figure is not tried")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync"),
-        *("disable-background-networking", "disable-component-update"),
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(browser, tmp_path):
-    """The figure alone in a dark page, 800 pixels wide."""
-    file = tmp_path / "page.html"
-    file.write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>figure</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<body style="background: #111; color: #eee">{interactive_curves()}'
-    )
-    resize(browser, 800)
-    browser.get(file.as_uri())
-    yield browser
-    assert browser.get_log("browser") == []  # no error, nothing that could not be loaded
-
-
-def resize(browser, width):
-    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def move(browser, slider, value):
-    browser.execute_script(
-        "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
-        "s.dispatchEvent(new Event('input', {bubbles: true}))",
-        slider,
-        value,
-    )
-
-
-def path(browser, name):
-    return browser.find_element("id", f"curve-{name}").get_attribute("d")
-
-
-def drawn(browser, name):
-    """The curve in the units of its axes: p and value."""
-    points = np.array(re.findall(r"[-\d.]+", path(browser, name)), float).reshape(-1, 2)
-    frame = browser.find_element("id", "fig3c-frame")
-    left, top, width, height = (
-        float(frame.get_attribute(a)) for a in ("x", "y", "width", "height")
-    )
-    largest = float(browser.find_element("id", "fig3c-plot").get_attribute("data-y-max"))
-    return (points[:, 0] - left) / width, (1 - (points[:, 1] - top) / height) * largest, largest
-
-
-def test_interactive_curves_agree_with_numpy(page):
-    for log_t, temperature, epsilon, gamma in (
-        (1.3, 20, 0, 2),
-        (-0.3, 0.5, 0, 0.5),
-        (0.7, 5, -1, 5),
-        (-0.7, 0.2, 1, 0),
-    ):
-        before = path(page, "pat"), path(page, "focal")
-        move(page, "pat-T", log_t)
-        move(page, "pat-epsilon", epsilon)
-        move(page, "focal-gamma", gamma)
-        if temperature != 20:  # what it starts with
-            assert path(page, "pat") != before[0] and path(page, "focal") != before[1]
-        assert page.find_element("id", "pat-T-value").text == f"{temperature:g}"
-        for what, scale in (("loss", lambda p: -np.log(p)), ("coefficient", lambda p: p**0)):
-            page.find_element("id", f"fig3c-{what}").click()
-            p, values, largest = drawn(page, "pat")
-            p = p.round(2)
-            assert len(p) == (101 if what == "coefficient" else 100) and p[-1] == 1
-            exact = np.exp((1 - epsilon - p) / temperature) * scale(p)
-            np.testing.assert_allclose(values, exact, atol=1e-4 * largest)
-            p, values, _ = drawn(page, "focal")
-            p = p.round(2)
-            np.testing.assert_allclose(values, (1 - p) ** gamma * scale(p), atol=1e-4 * largest)
-            assert 0 <= values.min() + 1e-6 and exact.max() <= largest * (1 + 1e-9)
-
-
-def test_interactive_sliders_move_by_keyboard(page):
-    from selenium.webdriver.common.keys import Keys
-
-    for slider, curve, still in (
-        ("pat-T", "pat", "focal"),
-        ("pat-epsilon", "pat", "focal"),
-        ("focal-gamma", "focal", "pat"),
-    ):
-        before, other = path(page, curve), path(page, still)
-        page.find_element("id", slider).send_keys(Keys.ARROW_LEFT)
-        assert path(page, curve) != before and path(page, still) == other
-    assert page.find_element("id", "pat-T").get_attribute("aria-valuetext") == "18"
-    cells = page.find_elements("css selector", "#fig3c-row-focal td")
-    assert float(cells[1].text) == pytest.approx(0.5**1.9, rel=1e-3)
-    assert "T = 18" in page.find_element("id", "fig3c-plot").get_attribute("aria-label")
-
-
-def test_interactive_figure_is_named_and_fits_a_phone(page):
-    for control in page.find_elements("css selector", "#fig3c input"):
-        assert control.accessible_name
-    resize(page, 390)
-    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
-    wide = page.execute_script(
-        "return [...document.querySelectorAll('#fig3c *')]"
-        ".filter((e) => e.getBoundingClientRect().right > 390.5).map((e) => e.tagName)"
-    )
-    assert wide == []
-    sizes = page.execute_script(
-        "return [...document.querySelectorAll('#fig3c text')].map((t) => {"
-        "const m = t.getScreenCTM(); return parseFloat(getComputedStyle(t).fontSize) *"
-        "Math.hypot(m.a, m.b)})"
-    )
-    assert len(sizes) == 12 and min(sizes) >= 12
-    # It brings its own colours into a dark page.
-    style = page.execute_script(
-        "const s = getComputedStyle(document.getElementById('fig3c'));"
-        "return [s.backgroundColor, s.color]"
-    )
-    assert style == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]
+        assert f"#{curve} {{ stroke: {LOSSES[method].color}" in html

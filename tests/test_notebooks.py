@@ -1,45 +1,116 @@
-"""The notebooks under papermill, as a user runs them."""
+"""What all notebooks have in common; the training notebook; glued numbers."""
 
-import csv
 import dataclasses
 import json
-import subprocess
+import re
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import papermill
 import pytest
 import yaml
-from papermill.exceptions import PapermillExecutionError
+from chapters import NOTEBOOKS, ROOT, Chapter, cells, figures, outputs, source, stored_glue, tagged
 
 from patlib import RunConfig
+from patlib.losses import LOSSES
+from patlib.models import MODELS
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("name", NAMES)
 TRAIN = NOTEBOOKS / "train.ipynb"
 
 
-def run(notebook, tmp_path, **parameters):
-    output = tmp_path / "out.ipynb"
-    papermill.execute_notebook(
-        notebook, output, parameters=parameters, cwd=tmp_path, progress_bar=False
-    )
-    return output
+def test_papermill_and_its_command_line_take_parameters(tmp_path):
+    """Through a kernel, once: the other tests execute cells in this process."""
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        papermill.execute_notebook(
+            TRAIN, tmp_path / "out.ipynb", {"los": "ce"}, cwd=tmp_path, progress_bar=False
+        )
+    assert "the notebook has no parameter 'los' (did you mean 'loss'?)" in str(stopped.value)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_train_with_other_parameters(tmp_path, camvid_tree):
-    run(
-        TRAIN,
-        tmp_path,
+@every_notebook
+def test_papermill_documents_every_parameter(name):
+    known = papermill.inspect_notebook(NOTEBOOKS / f"{name}.ipynb")
+    assert known
+    for parameter, found in known.items():
+        assert found["inferred_type_name"] not in ("", "None"), parameter
+        assert found["help"], parameter
+    if name == "train":
+        assert list(known) == [field.name for field in dataclasses.fields(RunConfig)]
+
+
+@every_notebook
+def test_stored_notebooks_are_fit_to_publish(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    content = json.loads(path.read_text())
+    assert path.stat().st_size < 700_000
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    title = content["cells"][0]
+    assert title["cell_type"] == "markdown" and title["source"][0].startswith("# ")
+    # A reader meets title, question and answer, then one block of folded cells, then the text.
+    assert "?" in source(title) and "```" not in source(title)
+    kinds = [(c["cell_type"], tagged(c, "hide-cell")) for c in content["cells"][1:]]
+    block = kinds.index(("markdown", False))
+    assert 3 <= block <= 4 and set(kinds[:block]) == {("code", True)}
+    code = cells(name)
+    assert not code[0]["outputs"] and tagged(code[1], "parameters")
+    assert not any(tagged(cell, "injected-parameters") for cell in code)
+    stored = outputs(name)
+    assert stored and all(o["output_type"] != "error" for o in stored)
+
+
+def test_every_notebook_begins_with_the_same_cell():
+    assert len({source(cells(name)[0]) for name in NAMES}) == 1
+
+
+@every_notebook
+def test_glued_numbers_are_those_that_the_text_names(name):
+    text = "".join(map(source, cells(name, "markdown")))
+    text += "".join(json.dumps(cell["metadata"]) for cell in cells(name))
+    used = set(re.findall(r"\{glue:text\}`([^`:]+)`", text))
+    glued = stored_glue(name)
+    assert used <= set(glued)
+    prefix = name.replace("_", "-")
+    assert all(key.startswith(f"{prefix}-") for key in glued)
+    pages = "".join(path.read_text() for path in (ROOT / "book").glob("*.md"))
+    # Exponents and ratios of every stage are glued, the text names some of them.
+    unused = {k for k in set(glued) - used if k not in pages}
+    assert not [k for k in unused if not re.match(r"gradients-.*-(start|middle|end)-", k)]
+
+
+def test_first_cell_fetches_the_repository_in_colab_and_does_nothing_elsewhere(monkeypatch):
+    asked = []
+    shell = SimpleNamespace(system=asked.append)
+    space = {"get_ipython": lambda: shell}
+    first = source(cells("train")[0])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(first, space)
+    assert not asked and "/content/patlib" not in sys.path
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(first, space)
+    clone, install = asked
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert clone.startswith("git clone ") and clone.endswith(f" {url} /content/patlib")
+    assert install.startswith("pip install ") and "/content/patlib[book]" in install
+    assert "/content/patlib" in sys.path
+
+
+# -- the training notebook --------------------------------------------------------------------
+
+TINY = dict(image_size=[32, 40], model_params={"width": 2}, epochs=1, batch_size=60)
+
+
+def test_train_with_other_parameters(tmp_path, monkeypatch, camvid_tree):
+    monkeypatch.chdir(tmp_path)
+    Chapter(
+        "train",
+        **TINY | dict(batch_size=2, epochs=2),
         dataset="camvid",
         data_root=str(camvid_tree),
-        image_size=[32, 40],
         loss="ldam",
         loss_params={"scale": 10.0},
-        model="attention_unet",
-        model_params={"width": 2},
-        epochs=2,
-        batch_size=2,
         output_dir="runs/here",
     )
     record = json.loads((tmp_path / "runs" / "here" / "record.json").read_text())
@@ -47,76 +118,37 @@ def test_train_with_other_parameters(tmp_path, camvid_tree):
     assert record["config"]["dataset"] == "camvid" and len(record["result"]["curves"]["epoch"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"los": "ce"}, "the notebook has no parameter 'los' (did you mean 'loss'?)"),
-        ({"loss": "cee"}, "got 'cee'"),
-        ({"epochs": -3}, "got -3"),
-    ],
-)
-def test_train_stops_at_once_on_wrong_parameters(tmp_path, parameters, message):
-    with pytest.raises(PapermillExecutionError) as stopped:
-        run(TRAIN, tmp_path, **parameters)
-    assert message in str(stopped.value)
+def test_train_runs_again_in_one_kernel_and_with_an_edited_parameter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Chapter("train", **TINY)
+    first = page.space["record"]
+    assert page.run().space["record"].result == first.result
+    page.parameters["loss"] = "ce"
+    assert page.run().space["record"].config["loss"] == "ce"
+    assert len(list((tmp_path / "runs" / "demo").iterdir())) == 2  # a folder for each
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_network_and_loss_has_defaults_for_a_demonstration(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    loss = list(LOSSES)[-1]
+    config = Chapter("train", only=[], model=model, loss=loss).space["config"]
+    assert (config.model, config.loss) == (model, loss)
+    assert config.model_params == {**config.model_params, **figures.small_model(model)}
     assert not (tmp_path / "runs").exists()
 
 
-def test_papermill_documents_every_parameter():
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(TRAIN)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    entries = text.split("Parameters inferred")[1].splitlines()[1:]
-    names = [
-        line.split(":")[0].strip()
-        for line in entries
-        if line.startswith("  ") and not line.startswith("   ")
-    ]
-    assert names == [field.name for field in dataclasses.fields(RunConfig)]
-    assert "Unknown type" not in text
-
-
-@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.name)
-def test_stored_notebooks_are_fit_to_publish(notebook):
-    content = json.loads(notebook.read_text())
-    assert notebook.stat().st_size < 700_000
-    assert content["metadata"]["kernelspec"]["name"] == "python3"
-    title = content["cells"][0]
-    assert title["cell_type"] == "markdown" and title["source"][0].startswith("# ")
-    code = [c for c in content["cells"] if c["cell_type"] == "code"]
-    # First what Colab lacks, then the parameters.
-    assert code[0]["metadata"]["tags"] == ["hide-cell"] and not code[0]["outputs"]
-    assert "parameters" in code[1]["metadata"]["tags"]
-    assert not any("injected-parameters" in c["metadata"].get("tags", []) for c in code)
-    outputs = [o for c in code for o in c["outputs"]]
-    assert outputs and all(o["output_type"] != "error" for o in outputs)
-
-
-def first_cell(notebook):
-    cells = json.loads(notebook.read_text())["cells"]
-    return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-
-def test_every_notebook_begins_with_the_same_cell():
-    assert len({first_cell(notebook) for notebook in NOTEBOOKS.glob("*.ipynb")}) == 1
-
-
-def test_first_cell_fetches_the_repository_in_colab_and_does_nothing_elsewhere(monkeypatch):
-    asked = []
-    shell = SimpleNamespace(system=asked.append)
-    space = {"get_ipython": lambda: shell}
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    exec(first_cell(TRAIN), space)
-    assert not asked and "/content/patlib" not in sys.path
-    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    exec(first_cell(TRAIN), space)
-    clone, install = asked
-    url = yaml.safe_load((NOTEBOOKS.parent / "_config.yml").read_text())["repository"]["url"]
-    assert clone.startswith("git clone ") and clone.endswith(f" {url} /content/patlib")
-    assert install.startswith("pip install ") and "/content/patlib[book]" in install
-    assert sys.path[0] == "/content/patlib"
-
-
-def test_every_stored_notebook_was_executed():
-    with open(NOTEBOOKS.parent / "book" / "executed.csv", newline="") as file:
-        status = {row["notebook"]: row["status"] for row in csv.DictReader(file)}
-    assert status == {notebook.stem: "succeeded" for notebook in NOTEBOOKS.glob("*.ipynb")}
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"los": "ce"}, "the notebook has no parameter 'los' .did you mean 'loss'"),
+        ({"loss": "cee"}, "got 'cee'"),
+        ({"epochs": -3}, "got -3"),
+        ({"model": "net"}, "model must be one of"),
+    ],
+)
+def test_train_stops_at_once_on_wrong_parameters(tmp_path, monkeypatch, parameters, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Chapter("train", only=[], **parameters)
+    assert not (tmp_path / "runs").exists()

@@ -81,8 +81,12 @@ def imported(folder):
 
 def test_imports_are_declared_and_what_training_declares_is_imported():
     train = {canonicalize_name(r.name) for r in [*CORE, *EXTRAS["train"]]}
-    # IPython, imported for notebooks only, comes with Jupyter.
-    book = train | {canonicalize_name(r.name) for r in EXTRAS["book"]} | {"ipython", "nbformat"}
+    # IPython comes with Jupyter, MyST-NB with Jupyter Book; only notebooks import them.
+    book = (
+        train
+        | {canonicalize_name(r.name) for r in EXTRAS["book"]}
+        | {"ipython", "nbformat", "myst-nb"}
+    )
     used = set()
     for folder in ("patlib", "book", "study", "benchmarks"):
         declared = train | {"ipython"} if folder == "patlib" else book

@@ -20,14 +20,20 @@ import yaml
 from IPython.display import HTML, Image
 from myst_nb import glue
 
+from patlib.data import build_dataset
 from patlib.models import MODELS
+from patlib.plots import plot_runs
+from patlib.study.grids import data_root
+from patlib.study.paper import check_statement
 from patlib.study.runs import (
     Run,
     by_benchmark,
+    by_method,
     load_runs,
     missing_runs,
     summarize,
 )
+from patlib.study.statistics import GROUPS, compare
 from patlib.study.wording import mean_and_std, seeds_note
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +180,77 @@ def grid_table(
     if not tables:
         return missing_html(missing_runs(grid, records))
     return columns_table(name, columns, note=seeds_note(tables))
+
+
+def grid_tables(
+    chapter: str,
+    pattern: str,
+    records: Path,
+    metrics: Mapping[str, str],
+    seeds: Sequence[int] | None = None,
+) -> HTML:
+    """:func:`grid_table` of every grid at the paper's scale whose name fits a pattern."""
+    grids = sorted(path for p in pattern.split() for path in (GRIDS / "paper").glob(f"{p}.yaml"))
+    tables = (grid_table(f"{chapter}-paper-{g.stem}", g, records, metrics, seeds) for g in grids)
+    return join(*tables)
+
+
+def groups_table(name: str, parts: Mapping[str, Sequence[Run]], first: str, note: str):
+    """Mean IoU of head, middle and tail: a row for each title and method; None if nothing ran."""
+    columns = {
+        f"{group} (%)": {
+            f"{title}, {method}": text
+            for title, runs in parts.items()
+            for method, text in mean_and_std(summarize(runs, group)).items()
+        }
+        for group in GROUPS
+    }
+    return columns_table(name, columns, first, note)
+
+
+def differences(parts: Mapping[str, Sequence[Run]], resamples: int, block: int) -> dict:
+    """Differences from cross-entropy: title -> score -> :class:`Difference` of each method."""
+    titles = dict(miou="all classes", head="head", mid="middle", tail="tail")
+    found = {}
+    for part, runs in parts.items():
+        methods = [method for method in by_method(runs) if method != "CE"]
+        found[part] = {
+            title: [
+                difference
+                for method in methods
+                if (difference := compare(runs, method, "CE", metric, resamples, block))
+            ]
+            for metric, title in titles.items()
+        }
+    return found
+
+
+def statements_table(name: str, paper: Mapping, table_of_paper: str) -> HTML:
+    """The paper's sentences on one of its tables beside what that table holds."""
+    rows = []
+    for statement in paper["statements"]:
+        if statement["tables"][0][0].startswith(table_of_paper):
+            ends, agrees = check_statement(paper, statement)
+            given = " to ".join(f"{end:.2f}" for end in ends)
+            cells = [" to ".join(statement["printed"]), given, "yes" if agrees else "no"]
+            rows.append([statement["says"], *cells])
+    return table(name, ["what it says", "printed", "in the tables", "as printed"], rows)
+
+
+def predictions(runs: Sequence[Run], data: str | None, missing: tuple[str, str]) -> Image | None:
+    """Labels that the first run of each method predicts; with real images at hand, errors as well.
+
+    Args:
+        runs: of one data set.
+        data: folder of the data sets, or None.
+        missing: of :func:`as_png`.
+    """
+    if data is None:
+        return as_png(plot_runs(runs), missing)
+    settings = runs[0].planned.settings
+    root, name = data_root(settings["dataset"], data), settings["dataset"]
+    images = build_dataset(name, root, "test", settings["image_size"])
+    return as_png(plot_runs(runs, images, columns=[1, 4, 6]), missing)
 
 
 def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:

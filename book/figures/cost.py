@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from figures import ROOT, load_script, table
 from patlib.losses import LOSSES
+from patlib.plots.panels import subplots
 
 common = load_script("benchmarks/common.py")
 
@@ -34,9 +35,7 @@ def plot_time_memory(rows: Sequence[Mapping]):
     A spread is a dict of ``median``, ``q1``, ``q3`` and ``n``; lines reach from q1 to q3.
     """
     panels = by_key(rows, "data_set")
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(9.0, 3.6), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(panels), 3.6)
     for axis, (title, group) in zip(axes[0], panels.items(), strict=True):
         for row in group:
             time = row["epoch_seconds"]
@@ -69,14 +68,7 @@ def plot_figure6_quantities(rows: Sequence[Mapping], device_use: str):
     """
     groups = by_key(rows, "data_set")
     names = list(dict.fromkeys(row["loss"] for row in rows))
-    figure, axes = plt.subplots(
-        len(groups),
-        3,
-        figsize=(9.0, 0.22 * len(names) * len(groups) + 1.2),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = subplots(len(groups), 3, 0.22 * len(names) * len(groups) + 1.2, sharey=True)
     for line, (title, group) in zip(axes, groups.items(), strict=True):
         by_loss = {row["loss"]: row for row in group}
         for y, name in enumerate(names):
@@ -110,15 +102,7 @@ def plot_loss_only(rows: Sequence[Mapping]):
     """
     shapes = by_key([row | {"key": tuple(row["shape"])} for row in rows], "key")
     names = [name for name in dict.fromkeys(r["loss"] for r in rows) if name != "F.cross_entropy"]
-    figure, axes = plt.subplots(
-        2,
-        len(shapes),
-        figsize=(9.0, 0.42 * len(names) + 1.9),
-        sharey=True,
-        sharex="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = subplots(2, len(shapes), 0.42 * len(names) + 1.9, sharey=True, sharex="row")
     for column, (shape, group) in zip(axes.T, shapes.items(), strict=True):
         for offset, dtype in ((-0.14, "float32"), (0.14, "bfloat16")):
             of = {row["loss"]: row for row in group if row["dtype"] == dtype}

@@ -19,6 +19,7 @@ from patlib.gradients import (
 )
 from patlib.losses import LOSSES
 from patlib.plots.colors import class_colors
+from patlib.plots.panels import subplots
 from patlib.study.runs import Run, load_runs
 from patlib.study.statistics import compare
 from patlib.study.wording import listing
@@ -49,14 +50,13 @@ def plot_gradients_by_size(
         class_names: of the classes 0 ... L-1.
         layers: of ``patlib.gradients.LAYERS``; a row each.
     """
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(layers),
         len(states),
-        figsize=(3.0 * len(states) + 1.0, 2.6 * len(layers) + 0.6),
-        squeeze=False,
+        2.6 * len(layers) + 0.6,
+        3.0 * len(states) + 1.0,
         sharex=True,
         sharey="row",
-        layout="constrained",
     )
     colors = class_colors(class_names)
     markers = "os^vDPX*"
@@ -79,27 +79,15 @@ def plot_gradients_by_size(
         row[0].set_ylabel(f"gradient norm,\n{LAYER_LABELS[layer]}")
     for axis in axes[-1]:
         axis.set_xlabel("class size S (pixels)")
+    points = dict(linestyle="", markeredgecolor="black", markeredgewidth=0.3)
     handles = [
-        plt.Line2D(
-            [],
-            [],
-            color=colors[c],
-            marker=markers[c % len(markers)],
-            linestyle="",
-            markeredgecolor="black",
-            markeredgewidth=0.3,
-            label=name,
-        )
-        for c, name in enumerate(class_names)
+        plt.Line2D([], [], color=color, marker=markers[c % len(markers)], label=name, **points)
+        for c, (name, color) in enumerate(zip(class_names, colors, strict=True))
     ]
-    for label, line, width in (
-        ("fit, slope α", "-", 2),
-        ("slope 1/2", "--", 1),
-        ("slope 1", ":", 1),
-    ):
-        handles.append(
-            plt.Line2D([], [], color="black", linestyle=line, linewidth=width, label=label)
-        )
+    lines = {"fit, slope α": ("-", 2), "slope 1/2": ("--", 1), "slope 1": (":", 1)}
+    for label, (line, width) in lines.items():
+        style = dict(color="black", linestyle=line, linewidth=width)
+        handles.append(plt.Line2D([], [], label=label, **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9)
     return figure
 
@@ -115,14 +103,13 @@ def plot_exponents_by_epoch(
             panels for each title.
         layers: the panels of a row; one that a summary does not have stays out.
     """
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(runs),
         len(layers),
-        figsize=(2.3 * len(layers) + 0.8, 2.5 * len(runs) + 0.5),
-        squeeze=False,
+        2.5 * len(runs) + 0.5,
+        2.3 * len(layers) + 0.8,
         sharey=True,
         sharex="row",
-        layout="constrained",
     )
     for row, (title, methods) in zip(axes, runs.items(), strict=True):
         for axis, layer in zip(row, layers, strict=True):
@@ -172,14 +159,8 @@ def plot_class_norms(
     """
     first = next(iter(summaries.values()))[layers[0]]
     order = [first["classes"][i] for i in np.argsort(first["sizes"])[::-1]]
-    figure, axes = plt.subplots(
-        1,
-        len(layers),
-        figsize=(3.0 * len(layers) + 0.5, 0.26 * len(order) + 1.4),
-        squeeze=False,
-        sharey=True,
-        sharex=True,
-        layout="constrained",
+    figure, axes = subplots(
+        1, len(layers), 0.26 * len(order) + 1.4, 3.0 * len(layers) + 0.5, sharey=True, sharex=True
     )
     for axis, layer in zip(axes[0], layers, strict=True):
         axis.axvline(1, color="0.5", linewidth=1, zorder=0)

@@ -17,6 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from patlib.losses import LOSSES
 from patlib.metrics import class_groups
 from patlib.plots.colors import GROUP_COLORS, class_colors, label_colors
+from patlib.plots.panels import subplots
 from patlib.records import RunRecord
 
 # Line styles of the weights 1/S^a, by a.
@@ -136,14 +137,12 @@ def plot_mask_sizes(images: Mapping[str, np.ndarray], class_names: Sequence[str]
         images: title -> mask (H, W), 255 for ignored pixels.
         class_names: names of the classes.
     """
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(images),
         2,
-        figsize=(9, len(images) * max(0.21 * len(class_names) + 0.6, 1.8) + 0.3),
+        len(images) * max(0.21 * len(class_names) + 0.6, 1.8) + 0.3,
         width_ratios=(1, 2),
         sharex="col",
-        squeeze=False,
-        layout="constrained",
     )
     colors = class_colors(class_names)
     every = mask_sizes(images.values(), len(class_names))
@@ -169,15 +168,7 @@ def plot_presence_and_size(splits: Mapping[str, Mapping]):
             with ``name``, ``pixels`` and ``images`` (that contain the class).
     """
     rows = -(-len(splits) // 2)
-    figure, axes = plt.subplots(
-        rows,
-        2,
-        figsize=(9.4, 3.7 * rows),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = subplots(rows, 2, 3.7 * rows, 9.4, sharex=True, sharey=True)
     for axis, (title, split) in zip(axes.flat, splits.items(), strict=False):
         names, presence, cover = presence_and_size(split)
         colors = class_colors(names)
@@ -251,9 +242,7 @@ def plot_weight_shares(splits: Mapping[str, Mapping]):
     Args:
         splits: as in `plot_presence_and_size`; one panel for each.
     """
-    figure, axes = plt.subplots(
-        1, len(splits), figsize=(9.4, 4.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(splits), 4.4, 9.4)
     for axis, (title, split) in zip(axes[0], splits.items(), strict=True):
         names, presence, cover = presence_and_size(split)
         pixels = presence * cover
@@ -315,10 +304,7 @@ def plot_concentration(sizes: Mapping[str, np.ndarray]):
         sizes: title -> sizes (N, L); one panel for each.
     """
     rows = -(-len(sizes) // 2)
-    figure, axes = plt.subplots(
-        rows, 2, figsize=(9, 3.3 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    figure.set_layout_engine("constrained")
+    figure, axes = subplots(rows, 2, 3.3 * rows, sharex=True, sharey=True)
     labels = {0: "1 (CE)", 0.5: "1/√S", 1: "1/S (PAT)"}
     for axis, (title, of) in zip(axes.flat, sizes.items(), strict=False):
         for exponent, (color, linestyle) in STYLES.items():

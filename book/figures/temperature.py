@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
+from patlib.plots.panels import subplots
 from patlib.study.runs import Run, scores
 
 COLORS = ("#0072b2", "#d55e00")
@@ -38,16 +38,15 @@ def plot_scores_over(
     if not len(table):
         return None
     titles, lines = table[panels].unique(), table["line"].unique()
-    figure, axes = plt.subplots(
-        1, len(titles), figsize=(9, 3.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(titles), 3.4)
     style = dict(x=x, y="score", hue="line", style="line", hue_order=lines, style_order=lines)
     style |= dict(palette=list(COLORS[: len(lines)]), markers=list(MARKERS[: len(lines)]))
     for axis, title in zip(axes[0], titles, strict=True):
         panel = table[table[panels] == title]
         several = panel[panel.groupby(["line", x])["score"].transform("size") > 1]
         sns.lineplot(panel, **style, errorbar=None, markersize=8, ax=axis)
-        sns.scatterplot(several, **style, s=22, alpha=0.65, legend=False, ax=axis)
+        if len(several):
+            sns.scatterplot(several, **style, s=22, alpha=0.65, legend=False, ax=axis)
         for (label, level), dashes in zip((levels or {}).items(), ("--", ":"), strict=False):
             axis.axhline(level[title], color="black", linestyle=dashes, linewidth=1, label=label)
         if log:

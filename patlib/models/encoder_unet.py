@@ -223,7 +223,7 @@ class EncoderUNet(nn.Module):
 
     @property
     def classifier(self) -> nn.Conv2d:
-        """The last convolution: its input is the last feature map, its output the logits."""
+        """The last convolution, from the last feature map to the logits."""
         return self.network.segmentation_head[0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

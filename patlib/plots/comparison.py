@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from patlib.data import SegmentationDataset
 from patlib.losses import LOSSES
 from patlib.metrics import class_groups
-from patlib.plots.colors import class_colors, label_colors
+from patlib.plots.colors import label_colors
+from patlib.plots.panels import class_legend, subplots
 from patlib.study.runs import Run, by_method, scores
 from patlib.study.statistics import Difference, mean_iou
 
@@ -49,19 +49,12 @@ def plot_scores(
         return None
     methods = list(dict.fromkeys(next(iter(tables.values()))["method"]))
     colors, markers = method_styles(methods)
-    figure, axes = plt.subplots(
-        1,
-        len(tables),
-        figsize=(9, 0.34 * len(methods) + 1.2),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = subplots(1, len(tables), 0.34 * len(methods) + 1.2, sharey=True)
     half = 0.54 * max(1, *(100 * np.ptp(table["score"].dropna()) for table in tables.values()))
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
         table = table.assign(score=100 * table["score"])
         middle = (table["score"].min() + table["score"].max()) / 2
-        means = table.groupby("method", sort=False)["score"].mean()
+        means = table.groupby("method")["score"].mean().reindex(methods)
         axis.axvline(means.iloc[0], color="black", linestyle="--", linewidth=0.8)
         several = table.groupby("method")["score"].transform("count") > 1
         sns.stripplot(
@@ -86,8 +79,8 @@ def plot_differences(
 ) -> Figure | None:
     """Differences with their intervals: a row of panels for each data set, a column each score.
 
-    Filled: called higher or lower (:attr:`Difference.significant`); open: not. Small ticks above:
-    the single seeds.
+    Filled: called higher or lower (see :class:`~patlib.study.statistics.Difference`); open: not.
+    Small ticks above: the single seeds.
 
     Args:
         tables: title of the row -> title of the panel -> differences, of the same methods; all
@@ -101,15 +94,13 @@ def plot_differences(
         return None
     panels = list(next(iter(tables.values())))
     heights = [max(map(len, row.values())) for row in tables.values()]
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(tables),
         len(panels),
-        figsize=(9, 0.27 * sum(heights) + 0.75 * len(tables)),
+        0.27 * sum(heights) + 0.75 * len(tables),
         height_ratios=[height + 0.5 for height in heights],
         sharey="row",
         sharex="col",
-        squeeze=False,
-        layout="constrained",
     )
     for row, (title, columns) in zip(axes, tables.items(), strict=True):
         for axis, panel in zip(row, panels, strict=True):
@@ -212,7 +203,7 @@ def plot_validation(panels: Mapping[str, Iterable[Run]], ncols: int = 3) -> Figu
         sns.lineplot(
             panel, x="epoch", y="validation_miou", hue="method", style="method", palette=colors,
             markers=markers, dashes=True, errorbar=("pi", 100), err_kws={"alpha": 0.13, "lw": 0},
-            markersize=6, markevery=every, linewidth=1.3, ax=axis,
+            markersize=8, markeredgewidth=0.3, markevery=every, linewidth=1.3, ax=axis,
         )  # fmt: skip
         axis.set(title=title, xlabel="epoch", ylabel="validation mIoU (%)")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -265,7 +256,7 @@ def plot_runs(
             axis.imshow(label_colors(label_map, class_names), interpolation="nearest")
             note = f"{100 * tp / max(1, true):.0f} / {100 * mean_iou(counts):.0f}"
             axis.set_xlabel(note, fontsize=8, labelpad=1)
-    _class_legend(figure, class_names, maps.values())
+    class_legend(figure, class_names, maps.values())
     return figure
 
 
@@ -302,35 +293,14 @@ def plot_predictions(
             score = 100 * np.mean(labels[valid] == mask[valid]) if valid.any() else np.nan
             right.set_xlabel(f"{score:.0f} % correct", fontsize=8, labelpad=1)
     more = [("wrong", _WRONG), ("correct", _RIGHT)]
-    _class_legend(figure, class_names, [truth, *predictions.values()], more)
+    class_legend(figure, class_names, [truth, *predictions.values()], more)
     return figure
 
 
 def _image_grid(rows: int, columns: int, shape: tuple[int, int]):
     height = 9 / columns * shape[0] / shape[1] + 0.17  # a line of text below each
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(9, rows * height + 0.75),
-        squeeze=False,
-        layout="constrained",
-        dpi=80,
-        subplot_kw=dict(xticks=[], yticks=[]),
+    figure, axes = subplots(
+        rows, columns, rows * height + 0.75, dpi=80, subplot_kw=dict(xticks=[], yticks=[])
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     return figure, axes
-
-
-def _class_legend(figure, class_names: Sequence[str], maps, more: Sequence[tuple] = ()) -> None:
-    """A legend of the classes that occur in some label maps."""
-    shown = np.unique([label for labels in maps for m in labels for label in np.unique(m)])
-    entries = [*enumerate(zip(class_names, class_colors(class_names), strict=True))]
-    entries = [entry for c, entry in entries if c in shown]
-    entries += [("ignored", "#ffffff")] if 255 in shown else []
-    handles = [
-        Patch(facecolor=color, edgecolor="black", linewidth=0.5, label=name)
-        for name, color in [*entries, *more]
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=9
-    )

@@ -9,6 +9,35 @@ from matplotlib.patches import Patch
 from patlib.plots.colors import class_colors, label_colors
 
 
+def subplots(rows: int, columns: int, height: float, width: float = 9.0, **settings):
+    """Figure of this size in inches, and its axes as an array (rows, columns)."""
+    size = dict(figsize=(width, height), squeeze=False, layout="constrained")
+    return plt.subplots(rows, columns, **size, **settings)
+
+
+def class_legend(
+    figure, class_names: Sequence[str], maps, more: Sequence[tuple[str, str]] = ()
+) -> None:
+    """A legend of the classes that occur in label maps.
+
+    Args:
+        figure: where it is drawn, below.
+        class_names: names of the classes 0 ... L-1.
+        maps: sequences of label maps.
+        more: names and colours of further entries.
+    """
+    shown = np.unique([label for labels in maps for m in labels for label in np.unique(m)])
+    named = enumerate(zip(class_names, class_colors(class_names), strict=True))
+    entries = [entry for c, entry in named if c in shown]
+    entries += [("ignored", "#ffffff")] if 255 in shown else []
+    handles = [
+        Patch(facecolor=color, edgecolor="black", linewidth=0.5, label=name)
+        for name, color in [*entries, *more]
+    ]
+    columns = min(len(handles), 7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+
+
 def plot_panels(
     images: Sequence[np.ndarray],
     label_maps: dict[str, Sequence[np.ndarray]],
@@ -23,15 +52,8 @@ def plot_panels(
     """
     rows, columns = 1 + len(label_maps), len(images)
     height, width = np.asarray(images[0]).shape[:2]
-    cell = 9.0 / columns
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(9.0, rows * cell * height / width + 0.75),
-        squeeze=False,
-        layout="constrained",
-        dpi=80,  # photographs make large files
-    )
+    height = rows * 9.0 / columns * height / width + 0.75
+    figure, axes = subplots(rows, columns, height, dpi=80)  # photographs make large files
     for column, image in enumerate(images):
         axes[0, column].imshow(image)
     for row, maps in enumerate(label_maps.values(), start=1):
@@ -41,13 +63,5 @@ def plot_panels(
         axes[row, 0].set_ylabel(title)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    shown = np.unique(np.concatenate([np.ravel(m) for maps in label_maps.values() for m in maps]))
-    entries = [
-        Patch(facecolor=color, edgecolor="black", linewidth=0.5, label=name)
-        for c, (name, color) in enumerate(zip(class_names, class_colors(class_names), strict=True))
-        if c in shown
-    ]
-    if 255 in shown:
-        entries.append(Patch(facecolor="white", edgecolor="black", linewidth=0.5, label="ignored"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 7))
+    class_legend(figure, class_names, label_maps.values())
     return figure

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from patlib.metrics import class_groups
 from patlib.plots.colors import GROUP_COLORS, class_colors
+from patlib.plots.panels import subplots
 
 
 def plot_class_shares(splits: Mapping[str, Mapping]):
@@ -25,14 +25,12 @@ def plot_class_shares(splits: Mapping[str, Mapping]):
         ValueError: a split has no valid pixel.
     """
     lengths = [len(split["classes"]) for split in splits.values()]
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(splits),
         2,
-        figsize=(9.0, 0.26 * sum(lengths) + 0.5 * len(splits) + 0.5),
+        0.26 * sum(lengths) + 0.5 * len(splits) + 0.5,
         height_ratios=lengths,
-        squeeze=False,
         sharex="col",
-        layout="constrained",
     )
     smallest = 100.0
     for (title, split), (left, right) in zip(splits.items(), axes, strict=True):

@@ -115,9 +115,13 @@ class Run:
         return path
 
     def images(self, names: Sequence[str] = ("counts", "shown", "labels")) -> dict[str, np.ndarray]:
-        """Arrays of the test images, such as ``counts`` int32 (N, 3, L); see :func:`patlib.train`.
+        """What the run keeps of its N test images.
 
-        Records made before 0.2.0 have ``counts``, ``shown`` and ``labels`` only.
+        Args:
+            names: of the arrays, see :func:`patlib.train`. Records made before 0.2.0 have only the
+                three of the default: ``counts`` int32 (N, 3, L), true positives, true and predicted
+                pixels of each class; ``shown`` (K,), numbers of K images; ``labels`` uint8
+                (K, H, W), their predicted labels.
         """
         with np.load(self.images_path) as file:
             return {name: file[name] for name in names}

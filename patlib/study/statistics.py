@@ -295,8 +295,14 @@ def chance_range(scores: np.ndarray) -> tuple[float, float]:
     settings, seeds = scores.shape
     residuals = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
     std = math.sqrt((residuals**2).sum() / ((settings - 1) * (seeds - 1)))
-    # E[max - min] = ∫ 1 - Φ(x)^K - (1 - Φ(x))^K dx, of K standard normal draws
-    width, _ = integrate.quad(
-        lambda x: 1 - stats.norm.cdf(x) ** settings - stats.norm.sf(x) ** settings, -8, 8
-    )
-    return std, width * std / math.sqrt(seeds)
+    return std, _expected_range(settings) * std / math.sqrt(seeds)
+
+
+@lru_cache
+def _expected_range(number: int) -> float:
+    """E[max - min] = ∫ 1 - Φ(x)^K - (1 - Φ(x))^K dx, of K standard normal draws."""
+
+    def density(x):
+        return 1 - stats.norm.cdf(x) ** number - stats.norm.sf(x) ** number
+
+    return integrate.quad(density, -8, 8)[0]
