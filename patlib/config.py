@@ -22,17 +22,26 @@ from typing import Any
 import torch
 
 from patlib.checks import check_choice, check_integer, check_number
-from patlib.data import DATASETS, SegmentationDataset, Synthetic, check_data_params
+from patlib.data import DATASETS, SAMPLERS, SegmentationDataset, Synthetic, check_data_params
 from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES
 from patlib.data.images import check_image_size
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+AUGMENTATIONS = ("flip", "flip_scale_crop")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto")
 DEVICES = ("auto", "cpu", "cuda")
 
 # What training gives to every loss itself.
-GIVEN_TO_LOSSES = ("num_classes", "class_counts", "ignore_index", "reduction")
+GIVEN_TO_LOSSES = (
+    "num_classes",
+    "class_counts",
+    "class_images",
+    "num_images",
+    "ignore_index",
+    "reduction",
+)
 
 #: the folders that a run reads from and writes to
 PATHS = ("data_root", "output_dir")
@@ -64,19 +73,29 @@ class RunConfig:
         void: ``"ignore"`` unlabelled pixels, or make them the last ``"class"`` as the paper does.
         image_size: (H, W) in pixels; None takes the paper's size for the data set
             (``"folder"``: the one in its ``classes.yaml``).
-        loss: ``"ce"``, ``"focal"``, ``"cb"``, ``"cb_focal"``, ``"bms"``, ``"ldam"``, ``"blv"`` or
-            ``"pat"``.
+        loss: ``"ce"``, ``"focal"``, ``"cb"``, ``"cb_focal"``, ``"bms"``, ``"ldam"``, ``"blv"``,
+            ``"pat"``, ``"dice"``, ``"jaccard"``, ``"tversky"``, ``"lovasz"`` or ``"mix"``.
         loss_params: parameters of the loss, such as ``{"temperature": 20.0}``.
         model: ``"segnet"``, ``"unet"``, ``"attention_unet"`` or ``"unetplusplus"``.
         model_params: parameters of the model, such as ``{"width": 32}``.
         epochs: passes over the training images.
         batch_size: images in one optimiser step, over all devices together.
-        learning_rate: of Adam at the first step; follows a cosine to 0 over all steps.
-        weight_decay: L2 penalty of Adam.
-        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"`` (the last on CUDA only).
+        optimizer: ``"adam"``, ``"adamw"``, or ``"sgd"`` (momentum 0.9, without Nesterov's form).
+        learning_rate: at the first step; follows a cosine to 0 over all steps.
+        weight_decay: L2 penalty of Adam and SGD; of AdamW the decoupled decay.
+        augment: ``"flip"``: every second image is mirrored on average; ``"flip_scale_crop"``: also
+            scaled by a factor drawn from 0.5 to 2 and cut to ``image_size`` at a random place. What
+            the scaled image does not cover is black, and ignored by loss and scores.
+        sampler: which images an epoch shows: ``"uniform"``, each once; ``"repeat_factor"`` or
+            ``"rare_class"``, those with rare classes more often (see
+            :mod:`patlib.data.samplers`). An epoch has as many steps with each.
+        precision: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` (CUDA only), or ``"auto"``:
+            ``"bf16-mixed"`` where the processor or the GPU computes in bfloat16, else
+            ``"32-true"``. :func:`patlib.train` makes the choice, and the run is the one with the
+            chosen precision; grids must name it.
         device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
         devices: how many of them.
-        seed: of the initial weights, the order of the images, flips and noise.
+        seed: of the initial weights, the order of the images, their augmentation, and noise.
         output_dir: folder for checkpoint, log and record. A run started again with the same
             configuration and folder goes on from its last epoch.
 
@@ -97,8 +116,11 @@ class RunConfig:
     model_params: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 16
+    optimizer: str = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    augment: str = "flip"
+    sampler: str = "uniform"
     precision: str = "32-true"
     device: str = "auto"
     devices: int = 1
@@ -113,7 +135,7 @@ class RunConfig:
                     f"{name} must be a mapping of parameter names to values, such as "
                     f"{{'temperature': 20.0}}, got {value!r}"
                 )
-            self._set(name, dict(value))
+            self._set(name, _plain(name, dict(value)))
         for name in PATHS:
             value = getattr(self, name)
             if isinstance(value, Path):
@@ -147,8 +169,7 @@ class RunConfig:
                     f"loss_params must not have {param!r}, which training sets itself, got "
                     f"{self.loss_params!r}"
                 )
-        # The number of classes is not known yet; names and values of parameters are checked.
-        build_loss(self.loss, num_classes=2, class_counts=torch.ones(2), **self.loss_params)
+        _check_loss_params(self.loss, self.loss_params)
         _check_model_params(self.model, self.model_params)
 
         for name in ("epochs", "batch_size", "devices"):
@@ -156,6 +177,9 @@ class RunConfig:
         self._set("seed", check_integer("seed", self.seed, minimum=0))
         self._set("learning_rate", check_number("learning_rate", self.learning_rate, above=0))
         self._set("weight_decay", check_number("weight_decay", self.weight_decay, minimum=0))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("sampler", self.sampler, tuple(SAMPLERS))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("device", self.device, DEVICES)
         if self.batch_size % self.devices:
@@ -186,7 +210,11 @@ class RunConfig:
         for part in _PARAMETERS:
             given, defaults = values[part], of_schema[part]
             # 2 for 2.0 is the same run.
-            floats = {k: float(v) for k, v in given.items() if isinstance(defaults.get(k), float)}
+            floats = {
+                k: _as_floats(v)
+                for k, v in given.items()
+                if isinstance(defaults.get(k), float) or isinstance(v, list | dict)
+            }
             values[part] = {**parameter_defaults(part, values), **given, **floats}
         return values
 
@@ -196,6 +224,45 @@ class RunConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Parameters as JSON gives them back: a tuple as a list."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must hold numbers, text, True, False, None, and lists and mappings of them, "
+            f"got {value!r} ({error})"
+        ) from error
+
+
+def _as_floats(value: Any) -> Any:
+    """The value with each integer in it, such as a class weight, as a float."""
+    if isinstance(value, dict):
+        return {k: _as_floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_loss_params(loss: str, params: Mapping[str, Any]) -> None:
+    """Refuse wrong names and values. The number of classes is not known yet, unless a list has it.
+
+    A list of numbers is one for each class: ``class_weights``, of the loss or of one in a mix.
+    """
+    inner = params.get("params")
+    groups = [params, *(inner.values() if isinstance(inner, dict) else ())]
+    lengths = [
+        len(value)
+        for group in groups
+        if isinstance(group, Mapping)
+        for value in group.values()
+        if isinstance(value, list)
+    ]
+    num_classes = max(lengths, default=0) or 2
+    ones = torch.ones(num_classes)
+    build_loss(loss, num_classes, class_counts=ones, class_images=ones, num_images=1, **params)
 
 
 _checked_models: set[tuple[Callable, str]] = set()

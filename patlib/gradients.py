@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 from patlib.checks import check_integer
 from patlib.config import RunConfig
-from patlib.data import count_classes, load_arrays
-from patlib.losses import build_loss
+from patlib.data import class_sizes, load_arrays
 from patlib.prediction import load_model
-from patlib.training import Learner, SplitTensors, open_split
+from patlib.training import Learner, SplitTensors, loss_of_run, open_split, set_progress
 
 #: with respect to what: the logits; the feature map that goes into ``model.classifier``; the
 #: weights of ``model.classifier``; all parameters of the network
@@ -265,21 +264,16 @@ def measure(
         ValueError: num_images is less than 1.
     """
     num_images = check_integer("num_images", num_images, minimum=1)
-    images, num_classes, class_counts = _training_data(config)
-    loss = build_loss(
-        config.loss, num_classes, class_counts, reduction="sum", **config.loss_params
-    ).to(images.device)
+    images, sizes = _training_data(config)
+    loss = loss_of_run(config, sizes, reduction="sum").to(images.device)
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(images), generator=generator)[:num_images]
-    return {
-        epochs: class_gradients(
-            model.to(images.device),
-            (images.batch(index) for index in chosen.split(config.batch_size)),
-            loss,
-            whole_network,
-        )
-        for epochs, model in networks
-    }
+    measured = {}
+    for epochs, model in networks:
+        set_progress(loss, epochs / config.epochs)
+        batches = (images.batch(index) for index in chosen.split(config.batch_size))
+        measured[epochs] = class_gradients(model.to(images.device), batches, loss, whole_network)
+    return measured
 
 
 def training_states(config: RunConfig, epochs: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
@@ -307,9 +301,9 @@ def training_states(config: RunConfig, epochs: Sequence[int]) -> Iterator[tuple[
             "precision must be '32-true' and devices 1, got "
             f"{config.precision!r} and {config.devices}"
         )
-    images, num_classes, class_counts = _training_data(config)
+    images, sizes = _training_data(config)
     fabric = Fabric(accelerator=config.accelerator, devices=1)
-    learner = Learner(fabric, config, images, num_classes, class_counts)
+    learner = Learner(fabric, config, images, sizes)
     for epoch in range(epochs[-1] + 1):
         if epoch in epochs:
             yield epoch, copy.deepcopy(learner.network)
@@ -336,9 +330,9 @@ def finished_run(
     return config, states
 
 
-def _training_data(config: RunConfig) -> tuple[SplitTensors, int, Tensor]:
-    """Training images on the device of the run, number of classes, pixels per class."""
+def _training_data(config: RunConfig) -> tuple[SplitTensors, Tensor]:
+    """Training images on the device of the run, and the pixels of each class in each, (N, L)."""
     dataset = open_split(config, "train")
     arrays = load_arrays(dataset)
-    counts = count_classes(arrays, dataset.num_classes)
-    return SplitTensors(arrays, torch.device(config.accelerator)), dataset.num_classes, counts
+    sizes = class_sizes(arrays, dataset.num_classes)
+    return SplitTensors(arrays, torch.device(config.accelerator)), sizes

@@ -2,7 +2,7 @@
 
 import itertools
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from patlib.checks import check_choice, check_integer
 from patlib.config import DEVICES
 from patlib.data.images import open_image
 from patlib.models import build_model
+from patlib.priors import ClassPriors
 from patlib.records import CHECKPOINT, RECORD, RunRecord, different_settings
 
-# What train writes into a checkpoint.
+# What train writes into a checkpoint, and has written since 0.1.0. Later came "priors".
 _CONTENT = {
     "config",
     "run",
@@ -62,8 +63,9 @@ def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
 
     Returns:
-        The network on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W)
-        and ``curves``.
+        The network on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W),
+        ``curves``, and ``priors``, a :class:`patlib.priors.ClassPriors` (None in checkpoints made
+        before 0.2.0).
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -84,6 +86,7 @@ def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
                 f"{path} and {RECORD} beside it must be of one run, got others: {different}"
             )
     config = content["config"]
+    content["priors"] = ClassPriors(**content["priors"]) if "priors" in content else None
     # The weights come from the checkpoint: nothing is downloaded to be overwritten.
     params = {k: v for k, v in config["model_params"].items() if k != "encoder_weights"}
     model = build_model(config["model"], len(content["class_names"]), **params)
@@ -105,16 +108,26 @@ class Predictor:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
         device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
         batch_size: images at a time. As many results are in memory, however many images there are.
+        prior_shift: ``{"tau": τ}`` or ``{"kappa": κ}``: label under another class prior than the
+            one trained under, see :mod:`patlib.priors`; None for none. What validation chooses
+            stands in the record, ``record.result["shifted"]["any"]["prior_shift"]``.
 
     Attributes:
         class_names: names of the classes 0 ... L-1.
         image_size: (H, W) that images are resized to.
+        shift: what is subtracted from the logits, (L, 1, 1); None for nothing.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_model`; or an argument is not allowed.
     """
 
-    def __init__(self, run: str | Path, device: str = "auto", batch_size: int = 8):
+    def __init__(
+        self,
+        run: str | Path,
+        device: str = "auto",
+        batch_size: int = 8,
+        prior_shift: Mapping[str, float] | None = None,
+    ):
         check_choice("device", device, DEVICES)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1)
         cuda = torch.cuda.is_available()
@@ -123,6 +136,15 @@ class Predictor:
         self.device = torch.device("cuda" if cuda and device != "cpu" else "cpu")
         model, content = load_model(run)
         self.model = model.to(self.device)
+        self.shift: Tensor | None = None
+        if prior_shift is not None:
+            if content["priors"] is None:
+                raise ValueError(
+                    f"prior_shift must be None for {str(run)!r}, made before 0.2.0 without class "
+                    f"priors, got {prior_shift!r}"
+                )
+            shift = content["priors"].shift(prior_shift)
+            self.shift = shift.to(self.device, torch.float32)[:, None, None]
         self.class_names: tuple[str, ...] = tuple(content["class_names"])
         self.image_size: tuple[int, int] = tuple(content["image_size"])
 
@@ -150,6 +172,8 @@ class Predictor:
     @torch.no_grad()
     def _label_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
         logits = self.model(torch.stack([self._pixels(i) for i in images]).to(self.device))
+        if self.shift is not None:
+            logits = logits - self.shift
         sizes = [(image.height, image.width) for image in images]
         return [
             F.interpolate(one[None], size=size, mode="bilinear")
@@ -165,7 +189,11 @@ class Predictor:
         return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
 
 
-def predict(run: str | Path, image: str | Path | Image.Image) -> np.ndarray:
+def predict(
+    run: str | Path,
+    image: str | Path | Image.Image,
+    prior_shift: Mapping[str, float] | None = None,
+) -> np.ndarray:
     """The class of every pixel of an image: ``labels = predict("runs/default", "street.jpg")``.
 
     For several images make a :class:`Predictor`, which loads the network once.
@@ -173,6 +201,7 @@ def predict(run: str | Path, image: str | Path | Image.Image) -> np.ndarray:
     Args:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
         image: a file, or an image of PIL.
+        prior_shift: see :class:`Predictor`.
 
     Returns:
         uint8 (H, W) of class numbers; ``load_model(run)[1]["class_names"]`` names them.
@@ -180,4 +209,4 @@ def predict(run: str | Path, image: str | Path | Image.Image) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: see :class:`Predictor`.
     """
-    return next(Predictor(run, batch_size=1)([image]))
+    return next(Predictor(run, batch_size=1, prior_shift=prior_shift)([image]))

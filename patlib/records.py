@@ -32,10 +32,14 @@ class RunRecord:
 
     Attributes:
         config: all settings that the result depends on (``RunConfig.settings()``).
-        result: ``test`` and ``validation`` scores of the last epoch (see SegmentationMetrics;
-            records made before 0.2.0 have no ``confusion``), ``curves`` by epoch, ``class_names``,
-            ``class_counts`` (training pixels) and ``results_version``. The same configuration gives
-            the same result on a CPU.
+        result: ``test`` and ``validation`` scores of the last epoch (see
+            :class:`patlib.training.Evaluation`), ``shifted`` (those under the shifts of the logits
+            that validation chooses, see :func:`patlib.training.choose_shifts`), ``curves`` by
+            epoch, ``class_names``, ``class_counts`` (training pixels), ``class_images`` (training
+            images that hold the class) and ``results_version``. The same configuration gives the
+            same result on a CPU. Records made before 0.2.0 have fewer scores, no ``shifted`` and no
+            ``class_images``; what follows from their stored counts is computed by
+            ``patlib.study.runs.Run.score``.
         provenance: seed, commit, versions, device, durations in seconds, date, data fingerprints.
     """
 
@@ -58,24 +62,16 @@ class RunRecord:
         try:
             content = json.loads(Path(path).read_bytes())
             schema = content["schema"]
-            record = cls(
-                complete_settings(content["config"]),
-                dict(content["result"]),
-                dict(content["provenance"]),
-            )
-            scores = [dict(record.result[split]) for split in ("test", "validation")]
+            result = _with_nan(content["result"])
+            if "shifted" in result:
+                chosen = result["shifted"].items()
+                result["shifted"] = {name: _with_nan(scores) for name, scores in chosen}
+            settings = complete_settings(content["config"])
+            record = cls(settings, result, dict(content["provenance"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not the record of a run ({error!r})") from error
         if schema != SCHEMA:
             raise ValueError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
-        for split in scores:
-            # null stands for NaN: a class in neither truth nor prediction
-            for name, score in split.items():
-                if name == "iou":
-                    split[name] = [math.nan if v is None else v for v in score]
-                elif score is None:
-                    split[name] = math.nan
-        record.result.update(test=scores[0], validation=scores[1])
         return record
 
     def run(self) -> dict[str, Any]:
@@ -173,6 +169,18 @@ def write_text(path: str | Path, text: str) -> Path:
     with write_whole(path) as file:
         file.write(text.encode())
     return Path(path)
+
+
+def _with_nan(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with NaN where JSON has null for a score: 0 / 0, such as of a class nowhere."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(v) for v in value]
+        return math.nan if value is None else value
+
+    scores = {split: result[split].items() for split in ("test", "validation")}
+    return {**result, **{k: {n: number(v) for n, v in items} for k, items in scores.items()}}
 
 
 def _plain(value):

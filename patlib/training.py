@@ -1,11 +1,12 @@
 """Training: from a configuration to a record, in one straight line."""
 
 import csv
+import dataclasses
 import io
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -17,14 +18,34 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from patlib.config import RunConfig
-from patlib.data import DecodedSplit, SegmentationDataset, build_dataset, count_classes, load_arrays
-from patlib.losses import build_loss
-from patlib.metrics import SegmentationMetrics, count_per_image
+from patlib.data import (
+    IGNORE_INDEX,
+    SAMPLERS,
+    DecodedSplit,
+    SegmentationDataset,
+    build_dataset,
+    class_sizes,
+    load_arrays,
+)
+from patlib.losses import SegmentationLoss, build_loss
+from patlib.metrics import (
+    SegmentationMetrics,
+    boundary_counts,
+    compute_image_scores,
+    compute_scores,
+    count_per_image,
+    plain_scores,
+    score_groups,
+    scores_of_counts,
+)
 from patlib.models import build_model
 from patlib.prediction import read_checkpoint
+from patlib.priors import KINDS, ClassPriors
 from patlib.records import (
     CHECKPOINT,
     IMAGES,
@@ -43,22 +64,33 @@ from patlib.records import (
 NUM_PREDICTIONS = 8  # label maps of test images that a run keeps
 LOCK = ".lock"
 LOCK_SECONDS = 2.0  # how long train waits for another process in the same folder
+MOMENTUM = 0.9  # of SGD
+SCALES = (0.5, 2.0)  # of images under augment="flip_scale_crop"
 
 
 def train(config: RunConfig, progress: bool = True) -> RunRecord:
     """Train a network and score it: ``record = train(RunConfig(dataset="synthetic"))``.
 
-    Adam, learning rate on a cosine to 0 over all steps, horizontal flips, float32 or mixed
-    precision, channels_last. Scored is the network of the last epoch. In ``config.output_dir``
+    Learning rate on a cosine to 0 over all steps, channels_last. Scored is the network of the last
+    epoch, as it is and under the shifts of :mod:`patlib.priors`. In ``config.output_dir``
     are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, at the end
     ``test_images.npz`` and ``record.json``. Called again with the same configuration and folder, it
     goes on from the last epoch, or returns the record if nothing is left to do (after a look at the
     data: a run of the same settings on other data is another run).
 
-    ``test_images.npz`` holds ``counts`` and ``validation_counts``, int32 (N, 3, L), the pixels of
-    each class in each image of the split (see :func:`patlib.metrics.count_per_image`); ``shown``,
-    the numbers of at most ``NUM_PREDICTIONS`` test images spread evenly; and ``labels``, uint8
-    (len(shown), H, W), their predicted label maps.
+    ``test_images.npz`` holds
+
+    - ``counts`` and ``validation_counts``, int32 (N, 3, L): the pixels of each class in each image
+      of the split (see :func:`patlib.metrics.count_per_image`);
+    - ``shift_kinds`` and ``shift_strengths``, (K,): the shifts of the logits,
+      ``{kind: strength}``, see :mod:`patlib.priors`; ``shifted_tp`` and ``shifted_predicted``,
+      unsigned (K, N, L): the true positives and the predicted pixels of each class in each test
+      image under each of them (the true pixels are in ``counts``); and
+      ``validation_shifted_tp`` and ``validation_shifted_predicted``;
+    - ``boundary_counts``, unsigned (N, 3, L): of the test images, see
+      :func:`patlib.metrics.boundary_counts`;
+    - ``shown``, the numbers of at most ``NUM_PREDICTIONS`` test images spread evenly, and
+      ``labels``, uint8 (len(shown), H, W), their predicted label maps.
 
     The caller's random numbers and cuDNN settings stay as they are.
 
@@ -76,6 +108,7 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
         OSError: a file cannot be written, such as on a full disk; the message has its path.
     """
     check_machine(config)
+    config = dataclasses.replace(config, precision=resolve_precision(config))
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -102,6 +135,21 @@ def check_machine(config: RunConfig) -> None:
         )
     if config.precision == "16-mixed" and config.accelerator == "cpu":
         raise ValueError("precision must be '32-true' or 'bf16-mixed' on a CPU, got '16-mixed'")
+
+
+def resolve_precision(config: RunConfig) -> str:
+    """What ``precision="auto"`` is on this machine; another precision is itself.
+
+    ``"bf16-mixed"`` where the GPU, or the processor (the instructions AVX512-BF16 or AMX),
+    computes in bfloat16; else ``"32-true"``.
+    """
+    if config.precision != "auto":
+        return config.precision
+    if config.accelerator == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
 
 
 @contextmanager
@@ -170,28 +218,33 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
         checkpoint = read_checkpoint(folder / CHECKPOINT)
         _check_same_run(folder, run, checkpoint["run"])
     num_classes = datasets["train"].num_classes
-    class_counts = count_classes(arrays["train"], num_classes)
+    sizes = class_sizes(arrays["train"], num_classes)
+    class_counts, class_images = sizes.sum(0), (sizes > 0).sum(0)
     splits = {split: SplitTensors(part, fabric.device) for split, part in arrays.items()}
     clock.add("data")
 
-    learner = Learner(fabric, config, splits["train"], num_classes, class_counts, checkpoint)
+    learner = Learner(fabric, config, splits["train"], sizes, checkpoint)
+    priors = ClassPriors.of(learner.loss, sizes)
+    grid = priors.grid()
+    shifts = torch.stack([priors.shift(prior_shift) for prior_shift in grid])
     curves = []
     if checkpoint:
         curves = checkpoint["curves"]
         clock.resume(checkpoint["seconds"])
 
-    def score(split: str, shown: Sequence[int] = ()) -> Evaluation:
+    def score(split: str, **options: Any) -> Evaluation:
         learner.share_statistics()
-        metrics = SegmentationMetrics(num_classes, class_counts).to(fabric.device)
+        metrics = SegmentationMetrics(num_classes, class_counts, class_images).to(fabric.device)
         with fabric.autocast():
-            return evaluate(learner.network, splits[split], config.batch_size, metrics, shown)
+            return evaluate(learner.network, splits[split], config.batch_size, metrics, **options)
 
     validation = None
     for epoch in range(len(curves), config.epochs):
         clock.restart()
         train_loss = learner.train_epoch(epoch, bar)
         clock.add("training")
-        validation = score("validation")
+        last = epoch + 1 == config.epochs
+        validation = score("validation", shifts=shifts if last else None)
         curves.append(
             {
                 "epoch": epoch + 1,
@@ -210,15 +263,16 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
                 "seconds": clock.seconds(),
                 "model": learner.network.state_dict(),
                 "optimizer": learner.optimizer.state_dict(),
+                "priors": priors._asdict(),
             }
             save_checkpoint(folder / CHECKPOINT, content)
             _write_log(folder / LOG, curves)
 
     if validation is None:  # it was interrupted after the last epoch
-        validation = score("validation")
+        validation = score("validation", shifts=shifts)
     num_test = len(splits["test"])
     shown = np.unique(np.linspace(0, num_test - 1, NUM_PREDICTIONS).round().astype(int))
-    test = score("test", shown.tolist())
+    test = score("test", shown=shown.tolist(), shifts=shifts, boundaries=True)
     if not fabric.is_global_zero:
         return
     steps = len(splits["train"]) // config.batch_size
@@ -228,9 +282,13 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
         result={
             "test": test.scores,
             "validation": validation.scores,
+            "shifted": choose_shifts(
+                grid, validation, test, score_groups(class_counts, class_images)
+            ),
             "curves": {name: [row[name] for row in curves] for name in curves[0]},
             "class_names": list(datasets["train"].class_names),
             "class_counts": class_counts.tolist(),
+            "class_images": class_images.tolist(),
             "results_version": RESULTS_VERSION,
         },
         provenance={
@@ -244,6 +302,7 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
             ),
             "data": fingerprints,
             "num_images": {split: len(part) for split, part in splits.items()},
+            "encoder_weights": getattr(learner.network, "weights_source", None),
         },
     )
     with write_whole(folder / IMAGES) as file:
@@ -251,6 +310,13 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
             file,
             counts=test.counts,
             validation_counts=validation.counts,
+            shift_kinds=np.array([kind for shift in grid for kind in shift]),
+            shift_strengths=np.array([strength for shift in grid for strength in shift.values()]),
+            shifted_tp=smallest_unsigned(test.shifted[:, :, 0]),
+            shifted_predicted=smallest_unsigned(test.shifted[:, :, 1]),
+            validation_shifted_tp=smallest_unsigned(validation.shifted[:, :, 0]),
+            validation_shifted_predicted=smallest_unsigned(validation.shifted[:, :, 1]),
+            boundary_counts=smallest_unsigned(test.boundaries),
             shown=shown,
             labels=test.labels,
         )
@@ -264,8 +330,8 @@ class Learner:
         fabric: places and wraps them.
         config: the run.
         images: its training images.
-        num_classes: L.
-        class_counts: pixels of each class in the training images, (L,).
+        sizes: valid pixels of each class in each of them, (N, L), see
+            :func:`patlib.data.class_sizes`.
         checkpoint: the state of an earlier epoch; None starts with drawn weights.
 
     Raises:
@@ -273,6 +339,7 @@ class Learner:
 
     Attributes:
         network: the network itself, not wrapped for several devices.
+        loss: what is minimised.
     """
 
     def __init__(
@@ -280,8 +347,7 @@ class Learner:
         fabric: Fabric,
         config: RunConfig,
         images: "SplitTensors",
-        num_classes: int,
-        class_counts: Tensor,
+        sizes: Tensor,
         checkpoint: dict[str, Any] | None = None,
     ):
         if config.batch_size > len(images):
@@ -289,27 +355,24 @@ class Learner:
                 f"batch_size must be at most the {len(images)} images of the training split of "
                 f"{config.dataset!r}, got {config.batch_size}"
             )
-        self.fabric, self.config, self.images = fabric, config, images
+        self.fabric, self.config, self.images, self.sizes = fabric, config, images, sizes
+        self.loss = loss_of_run(config, sizes).to(fabric.device)
         with seeded(config.seed):
-            model = build_model(config.model, num_classes, **config.model_params)
+            model = build_model(config.model, sizes.shape[1], **config.model_params)
         model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        optimizer = build_optimizer(config, model)
         if checkpoint:
             model.load_state_dict(checkpoint["model"])
             optimizer.load_state_dict(checkpoint["optimizer"])
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.network: nn.Module = self.model.module
-        self.loss = build_loss(
-            config.loss, num_classes, class_counts=class_counts, **config.loss_params
-        ).to(fabric.device)
 
     def train_epoch(self, epoch: int, bar: Callable = lambda items, **_: items) -> float:
         """Train on all images once; return the mean training loss.
 
         Args:
-            epoch: its number, from 0; with the seed it sets the order, the flips and the noise.
+            epoch: its number, from 0; with the seed it sets the order, the augmentation and the
+                noise.
             bar: wraps the iteration over the batches, for a progress bar.
 
         Raises:
@@ -318,8 +381,9 @@ class Learner:
         config, fabric, rank = self.config, self.fabric, self.fabric.global_rank
         steps = len(self.images) // config.batch_size
         total = torch.zeros((), device=fabric.device)
-        batches = self.images.shuffled_batches(config, epoch, rank)
+        batches = self.images.shuffled_batches(config, epoch, rank, self.sizes)
         batches = bar(batches, total=steps, desc=f"epoch {epoch + 1}/{config.epochs}")
+        set_progress(self.loss, epoch / config.epochs)
         self.model.train()
         with seeded(mix_seed(config.seed, epoch, rank)):
             for i, (image, target) in enumerate(batches):
@@ -346,6 +410,41 @@ class Learner:
                 torch.distributed.broadcast(buffer, 0)
 
 
+def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a run; without Nesterov's form SGD is that of DeepLab and most others."""
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=MOMENTUM, **options)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return optimizer(model.parameters(), **options)
+
+
+def loss_of_run(config: RunConfig, sizes: Tensor, **options: Any) -> SegmentationLoss:
+    """The loss of a run.
+
+    Args:
+        config: the run.
+        sizes: valid pixels of each class in each training image, (N, L).
+        options: such as ``reduction``.
+    """
+    return build_loss(
+        config.loss,
+        num_classes=sizes.shape[1],
+        class_counts=sizes.sum(0),
+        class_images=(sizes > 0).sum(0),
+        num_images=len(sizes),
+        **options,
+        **config.loss_params,
+    )
+
+
+def set_progress(loss: nn.Module, progress: float) -> None:
+    """Tell a loss, and those it consists of, what share of the training is done."""
+    for part in loss.modules():
+        if hasattr(part, "progress"):
+            part.progress = progress
+
+
 class SplitTensors:
     """A split as uint8 tensors, on the device if they fit in half of its free memory."""
 
@@ -370,40 +469,100 @@ class SplitTensors:
         return image.permute(0, 3, 1, 2).float().div_(255), target.long()
 
     def shuffled_batches(
-        self, config: RunConfig, epoch: int, rank: int
+        self, config: RunConfig, epoch: int, rank: int, sizes: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches of an epoch, each image flipped or not.
+        """The training batches of an epoch: images in the sampler's order, augmented.
 
-        Order and flips depend on (seed, epoch, index) only. Images that do not fill a batch are
-        left out of this epoch.
+        Both depend on (seed, epoch, index) only: the index of the image, or, under a sampler that
+        may show an image twice, its place in the order. Images that do not fill a batch are left
+        out of this epoch.
+
+        Args:
+            sizes: valid pixels of each class in each image, (N, L).
         """
         generator = torch.Generator().manual_seed(mix_seed(config.seed, epoch))
-        order = torch.randperm(len(self), generator=generator)
-        flipped = torch.rand(len(self), generator=generator) < 0.5
+        order = SAMPLERS[config.sampler](sizes, generator)
+        drawn_by = order if config.sampler == "uniform" else torch.arange(len(order))
+        flipped = (torch.rand(len(self), generator=generator) < 0.5)[drawn_by]
+        crops = None
+        if config.augment == "flip_scale_crop":
+            draws = torch.rand(len(self), 3, generator=generator, dtype=torch.float64)
+            crops = draw_crops(draws[drawn_by], self.masks.shape[1:])
         # Once an epoch, so that no step waits for a copy.
-        order, flipped = order.to(self.images.device), flipped.to(self.images.device)
+        order, flipped = order.to(self.images.device), flipped.to(self.device)
         share = config.batch_size // config.devices
         for start in range(0, len(self) - config.batch_size + 1, config.batch_size):
-            index = order[start + rank * share : start + (rank + 1) * share]
-            image, target = self.batch(index)
-            flip = flipped[index].to(self.device, non_blocking=True)
+            part = slice(start + rank * share, start + (rank + 1) * share)
+            image, target = self.batch(order[part])
+            flip = flipped[part]
             image = torch.where(flip[:, None, None, None], image.flip(-1), image)
             target = torch.where(flip[:, None, None], target.flip(-1), target)
+            if crops is not None:
+                image, target = scale_and_crop(image, target, crops[part])
             yield image.contiguous(memory_format=torch.channels_last), target
+
+
+def draw_crops(draws: Tensor, size: Sequence[int]) -> Tensor:
+    """Parts of images that, resized to the size of the image, show it scaled by 0.5 to 2.
+
+    Args:
+        draws: uniform in [0, 1), (N, 3): of the scale, the row and the column.
+        size: (H, W) of the images.
+
+    Returns:
+        int64 (N, 4): top, left, height and width of each part. It lies in the image if the scale is
+        1 or more, and else contains the image.
+    """
+    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * draws[:, :1]
+    whole = torch.tensor(size)
+    part = (whole / scale).round().long().clamp_min(1)
+    room = whole - part  # negative: the part is larger
+    corner = room.clamp_max(0) + (draws[:, 1:] * (room.abs() + 1)).long()
+    return torch.cat([corner, part], 1)
+
+
+def scale_and_crop(image: Tensor, target: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image's part (see :func:`draw_crops`), resized to (H, W): bilinear, labels by nearest.
+
+    Where a part is outside of its image, the result is black and ignored.
+
+    Args:
+        image: float (B, 3, H, W).
+        target: int64 (B, H, W).
+        crops: (B, 4).
+    """
+    size = list(target.shape[1:])
+    images, targets = [], []
+    for x, labels, crop in zip(image, target[:, None], crops.tolist(), strict=True):
+        images.append(transforms.resized_crop(x, *crop, size, antialias=True))
+        # Outside, the crop is 0: labels are counted from 1 meanwhile, and 0 is none.
+        labels = (labels + 1).masked_fill(labels == IGNORE_INDEX, 0)
+        cropped = transforms.resized_crop(
+            labels, *crop, size, interpolation=InterpolationMode.NEAREST_EXACT
+        )
+        targets.append((cropped - 1).masked_fill(cropped == 0, IGNORE_INDEX)[0])
+    return torch.stack(images), torch.stack(targets)
 
 
 class Evaluation(NamedTuple):
     """What one pass over a split of N images gives.
 
     Attributes:
-        scores: see :meth:`SegmentationMetrics.compute`.
+        scores: see :meth:`SegmentationMetrics.compute` and
+            :func:`patlib.metrics.compute_image_scores`; with ``boundaries`` also ``boundary_iou``.
         counts: int32 (N, 3, L), see :func:`patlib.metrics.count_per_image`.
         labels: predicted labels of the images asked for, uint8 (K, H, W).
+        shifted: true positives and predicted pixels of each class under each shift, int32
+            (S, N, 2, L); None without shifts.
+        boundaries: int32 (N, 3, L), see :func:`patlib.metrics.boundary_counts`; None if not asked
+            for.
     """
 
     scores: dict[str, Any]
     counts: np.ndarray
     labels: np.ndarray
+    shifted: np.ndarray | None = None
+    boundaries: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -413,6 +572,8 @@ def evaluate(
     batch_size: int,
     metrics: SegmentationMetrics,
     shown: Sequence[int] = (),
+    shifts: Tensor | None = None,
+    boundaries: bool = False,
 ) -> Evaluation:
     """Score a network on a split, in one pass.
 
@@ -425,34 +586,136 @@ def evaluate(
         batch_size: images at a time.
         metrics: what counts; on the device of the model.
         shown: numbers of the images whose predicted labels are returned, in increasing order.
+        shifts: (S, L); the pixels are also counted under the labels argmax(logits - shift) of each,
+            such as :meth:`patlib.priors.ClassPriors.shift` gives. ``scores``, ``counts`` and
+            ``labels`` are those without shift.
+        boundaries: also count the boundaries of the segments.
     """
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0
     ranks = torch.distributed.get_world_size() if distributed else 1
-    counts, labels = {}, {}  # by the number of the image
+    found = {}  # number of the image -> what is counted in it
+    labels = {}
     was_training = model.training
     model.eval()
     for index in torch.arange(len(images)).split(batch_size)[rank::ranks]:
         image, target = images.batch(index)
-        predicted = model(image).argmax(1)
+        logits = model(image)
+        predicted = logits.argmax(1)
         metrics.update(predicted, target)
         numbers = index.tolist()
-        counted = count_per_image(predicted, target, metrics.num_classes, metrics.ignore_index)
-        counts.update(zip(numbers, counted.int().cpu().numpy(), strict=True))
+        of_classes = metrics.num_classes, metrics.ignore_index
+        parts = {"counts": count_per_image(predicted, target, *of_classes)}
+        if shifts is not None:
+            parts["shifted"] = count_shifted(logits, target, shifts, *of_classes)
+        if boundaries:
+            parts["boundaries"] = boundary_counts(
+                predicted, target, metrics.num_classes, ignore_index=metrics.ignore_index
+            )
+        counted = {name: part.int().cpu().numpy() for name, part in parts.items()}
+        for i, number in enumerate(numbers):
+            found[number] = {name: part[i] for name, part in counted.items()}
         for i in set(shown).intersection(numbers):
             labels[i] = predicted[i - numbers[0]].to("cpu", torch.uint8).numpy()
     model.train(was_training)
     if distributed:
-        parts = [None] * ranks
-        torch.distributed.all_gather_object(parts, (counts, labels))
-        counts, labels = ({k: v for part in parts for k, v in part[i].items()} for i in (0, 1))
+        gathered = [None] * ranks
+        torch.distributed.all_gather_object(gathered, (found, labels))
+        found, labels = ({k: v for part in gathered for k, v in part[i].items()} for i in (0, 1))
+    arrays = {name: np.stack([found[i][name] for i in range(len(images))]) for name in found[0]}
+    scores = {**metrics.compute(), **plain_scores(compute_image_scores(arrays["counts"]))}
+    if shifts is not None:
+        arrays["shifted"] = arrays["shifted"].swapaxes(0, 1)
+    if boundaries:
+        total = arrays["boundaries"].sum(0, dtype=np.int64)
+        scores["boundary_iou"] = float(compute_scores(total)["miou"])
     height, width = images.masks.shape[1:]
     kept = np.stack([labels[i] for i in shown]) if len(shown) else np.empty((0, height, width))
-    return Evaluation(
-        metrics.compute(),
-        np.stack([counts[i] for i in range(len(images))]),
-        kept.astype(np.uint8),
-    )
+    return Evaluation(scores, labels=kept.astype(np.uint8), **arrays)
+
+
+def count_shifted(
+    logits: Tensor,
+    target: Tensor,
+    shifts: Tensor,
+    num_classes: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Pixels of each class in each image under the labels argmax(logits - shift) of each shift.
+
+    Args:
+        logits: (B, L, H, W).
+        target: (B, H, W), 0 ... L-1 or ``ignore_index``.
+        shifts: (S, L).
+        num_classes: L.
+
+    Returns:
+        int64 (B, S, 2, L), among the valid pixels: true positives, and predicted pixels.
+    """
+    valid = target != ignore_index
+    x = logits.permute(0, 2, 3, 1)[valid].float()
+    image = torch.arange(len(target), device=target.device)[:, None, None]
+    # The place of a pixel's label in the counts of all images.
+    first = (image * num_classes).expand_as(target)[valid]
+    true = first + target[valid]
+    counts = []
+    for shift in shifts.to(x):
+        predicted = first + (x - shift).argmax(1)
+        counts += [
+            torch.bincount(pixels, minlength=len(target) * num_classes).view(-1, num_classes)
+            for pixels in (true[true == predicted], predicted)
+        ]
+    return torch.stack(counts, 1).view(len(target), len(shifts), 2, num_classes)
+
+
+def choose_shifts(
+    grid: Sequence[Mapping[str, float]],
+    validation: Evaluation,
+    test: Evaluation,
+    groups: Mapping[str, Sequence[int]],
+) -> dict[str, dict[str, Any]]:
+    """Of the shifts of each kind, and of all, the one with the best validation mIoU.
+
+    To be unshifted is a choice of every kind; among equals the smallest shift is taken.
+
+    Args:
+        grid: the shifts, ``{kind: strength}``.
+        validation, test: scored with these shifts.
+        groups: see :func:`patlib.metrics.score_groups`.
+
+    Returns:
+        By ``"tau"``, ``"kappa"`` (if the grid has it) and ``"any"``: the ``prior_shift``, and its
+        scores on ``validation`` and ``test``, as :func:`patlib.metrics.scores_of_counts` has them.
+    """
+
+    def scores(evaluation: Evaluation, number: int) -> dict[str, Any]:
+        counts = evaluation.counts.copy()
+        counts[:, [0, 2]] = evaluation.shifted[number]
+        return scores_of_counts(counts, groups)
+
+    miou = {i: scores(validation, i)["miou"] for i in range(len(grid))}
+    unshifted = next(i for i, shift in enumerate(grid) if not any(shift.values()))
+    of_kinds = {kind: [i for i, shift in enumerate(grid) if kind in shift] for kind in KINDS}
+    candidates = {
+        **{kind: of_kind for kind, of_kind in of_kinds.items() if of_kind},
+        "any": [*miou],
+    }
+    chosen = {}
+    for name, numbers in candidates.items():
+        by_size = sorted(numbers, key=lambda i: abs(*grid[i].values()))
+        best = max([unshifted, *by_size], key=lambda i: np.nan_to_num(miou[i], nan=-1))
+        strength = next(iter(grid[best].values()))
+        chosen[name] = {
+            "prior_shift": dict(grid[best]) if name == "any" else {name: strength},
+            "validation": scores(validation, best),
+            "test": scores(test, best),
+        }
+    return chosen
+
+
+def smallest_unsigned(counts: np.ndarray) -> np.ndarray:
+    """The same numbers in the smallest unsigned type that holds them."""
+    return counts.astype(np.min_scalar_type(int(counts.max())))
 
 
 class Clock:

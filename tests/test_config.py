@@ -30,6 +30,11 @@ from patlib.config import (
         ({"loss_params": {"reduction": "none"}}, "loss_params must not have 'reduction'"),
         ({"loss_params": {"ignore_index": 0}}, "loss_params must not have 'ignore_index'"),
         ({"loss_params": {"class_counts": [1, 2]}}, "loss_params must not have 'class_counts'"),
+        ({"loss_params": {"class_images": [1, 2]}}, "loss_params must not have 'class_images'"),
+        ({"loss_params": {"num_images": 3}}, "loss_params must not have 'num_images'"),
+        ({"loss_params": {"temperature": {1}}}, "loss_params must hold numbers, text"),
+        ({"loss": "ce", "loss_params": {"class_weights": [1, -1, 1]}}, "class_weights"),
+        ({"loss": "mix", "loss_params": {"losses": {"ces": 1}}}, "losses must be .*ces"),
         ({"loss_params": [20]}, r"loss_params must be a mapping.*got \[20\]"),
         ({"model_params": {"widht": 8}}, "widht.*width"),
         ({"model_params": {"width": 0}}, "width"),
@@ -53,6 +58,9 @@ from patlib.config import (
         ({"learning_rate": float("nan")}, "learning_rate .*got nan"),
         ({"weight_decay": -1e-4}, "weight_decay"),
         ({"learning_rate": "1e-3"}, "learning_rate .*got '1e-3'.*YAML"),
+        ({"optimizer": "adan"}, "optimizer must be one of 'adam', 'adamw', 'sgd', got 'adan'"),
+        ({"augment": "crop"}, "augment must be one of 'flip', 'flip_scale_crop', got 'crop'"),
+        ({"sampler": "rare"}, "sampler must be one of .*'rare_class', got 'rare'"),
         ({"precision": "16"}, "precision .*'bf16-mixed'.*got '16'"),
         ({"device": "tpu"}, "device must be one of .*'cuda', got 'tpu'"),
         ({"devices": 0}, "devices .*got 0"),
@@ -98,12 +106,32 @@ def test_settings_name_the_parameters_that_were_left_out():
         weight="beta",
         normalize="images",
         detach=False,
+        sizes="image",
+        presence_exponent=0.0,
     )
-    assert settings["model_params"] == {"width": 32, "stages": 5}
+    model_params = {"width": 32, "stages": 5, "normalized_classifier": False}
+    assert settings["model_params"] == model_params
     assert settings["data_params"]["num_classes"] == 8
     assert RunConfig(**settings).settings() == settings
     same = RunConfig(loss_params={"temperature": 5, "epsilon": 0}).settings()
     assert json.dumps(same, sort_keys=True) == json.dumps(settings, sort_keys=True)
+
+
+def test_numbers_of_the_classes_and_of_a_mix_may_be_written_as_integers():
+    lists = [
+        dict(loss="ce", loss_params={"class_weights": w})
+        for w in ([1, 2, 3], (1.0, 2.0, 3.0), [1, 2.0, 3])
+    ]
+    mixes = [
+        dict(loss="mix", loss_params={"losses": a, "params": {"ce": {"class_weights": w}}})
+        for a, w in (({"ce": 1, "pat": 3}, [1] * 11), ({"ce": 1.0, "pat": 3.0}, (1.0,) * 11))
+    ]
+    for alike in (lists, mixes):
+        configs = [RunConfig(**c) for c in alike]
+        assert len({json.dumps(c.settings(), sort_keys=True) for c in configs}) == 1
+        again = json.loads(json.dumps(configs[0].to_dict()))
+        assert RunConfig(**again) == configs[0]
+    assert RunConfig(**lists[0]).settings()["loss_params"]["class_weights"] == [1.0, 2.0, 3.0]
 
 
 # --- the schema -----------------------------------------------------------------------------------
@@ -158,7 +186,7 @@ def test_a_new_field_or_parameter_leaves_identities_as_they_are(monkeypatch):
     ]
     before = [RunConfig(**c).identity() for c in configs]
     stored = [RunConfig(**c).settings() for c in configs]
-    grown = with_a_field_more(monkeypatch, optimizer="adam")
+    grown = with_a_field_more(monkeypatch, scheduler="cosine")
     with_a_parameter_more(monkeypatch, "loss_params", "pat", label_smoothing=0.0)
     with_a_parameter_more(monkeypatch, "loss_params", "cb", log=False)
     with_a_parameter_more(monkeypatch, "model_params", "segnet", dropout=0.0)
@@ -169,9 +197,9 @@ def test_a_new_field_or_parameter_leaves_identities_as_they_are(monkeypatch):
     # A record that was made before is the same run as one that is made now.
     completed = [complete_settings(s) for s in stored]
     assert completed == [c.settings() for c in now]
-    assert completed[0]["optimizer"] == "adam" and completed[0]["model_params"]["dropout"] == 0.0
+    assert completed[0]["scheduler"] == "cosine" and completed[0]["model_params"]["dropout"] == 0.0
     # Another value of what is new is another run.
-    assert grown(optimizer="sgd").identity() == {"optimizer": "sgd"}
+    assert grown(scheduler="step").identity() == {"scheduler": "step"}
     smooth = grown(loss_params={"label_smoothing": 0.1})
     assert smooth.identity() == {"loss_params": {"label_smoothing": 0.1}}
 
@@ -183,7 +211,7 @@ def test_a_changed_default_in_the_code_is_another_run(monkeypatch):
     assert RunConfig(loss="focal").identity() == {"loss": "focal", "loss_params": {"gamma": 1.0}}
     assert complete_settings({"loss": "focal", "dataset": "synthetic", "model": "segnet"})[
         "loss_params"
-    ] == {"gamma": 2.0}
+    ] == {"gamma": 2.0, "class_weights": None}
 
 
 # Defaults in the code that were changed on purpose, such as ("loss_params", "pat", "temperature"):

@@ -46,6 +46,9 @@ def test_names_stay(cells):
 
 
 OTHER = {
+    "optimizer": "sgd",
+    "augment": "flip_scale_crop",
+    "sampler": "rare_class",
     "dataset": "camvid",
     "data_params": {"imbalance": 10.0},
     "split_scheme": "paper",
@@ -130,7 +133,8 @@ def test_paper_scale(cells):
             assert (settings["epochs"], settings["batch_size"]) == (100, 16)
             model = {"segnet": {"width": 32, "stages": 4}, "attention_unet": {"width": 32}}
             unets = {"encoder": "resnet18", "encoder_weights": None}
-            assert settings["model_params"] == model.get(settings["model"], unets)
+            expected = {**model.get(settings["model"], unets), "normalized_classifier": False}
+            assert settings["model_params"] == expected
             size = {"cityscapes": [256, 512], "oxford_pet": [256, 256]}
             assert settings["image_size"] == size.get(settings["dataset"], [256, 340])
     first = cells["paper/table1.yaml"][:8]
@@ -226,6 +230,7 @@ def test_runs_go_seed_by_seed_and_a_list_is_a_method_to_be_tuned():
         ),
         (one_block(settings={**TINY, "image_size": None}), "image_size must be"),
         (one_block(settings={**TINY, "device": "cpu"}), "a grid must not set device"),
+        (one_block(settings={**TINY, "precision": "auto"}), "precision must be named in a grid"),
         (one_block(settings={**TINY, "precision": "8"}), r"method 'CE': precision must .*got '8'"),
     ],
 )

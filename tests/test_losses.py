@@ -13,6 +13,7 @@ import torch
 
 from patlib import losses
 from patlib.losses import LOSSES, _checks, build_loss
+from patlib.losses._region import RegionLoss
 from patlib.losses.blv import blv_variation, draw_noise
 from patlib.losses.cb import cb_weights
 from patlib.losses.ldam import ldam_margins
@@ -23,13 +24,19 @@ ONES = [1, 1, 1, 1]
 # Every loss in more than its default form: (name, parameters).
 VARIANTS = [
     ("ce", {}),
+    ("ce", {"class_weights": "inverse"}),
+    ("ce", {"class_weights": "median_frequency"}),
+    ("ce", {"class_weights": "enet"}),
+    ("ce", {"class_weights": [0.5, 2.0, 3.0, 1.0]}),
     ("focal", {"gamma": 2.0}),
     ("focal", {"gamma": 0.5}),
+    ("focal", {"gamma": 2.0, "class_weights": "enet"}),
     ("cb", {}),
     ("cb", {"beta": 0.99}),
     ("cb_focal", {"gamma": 2.0}),
     ("cb_focal", {"gamma": 0.5, "beta": 0.999}),
     ("bms", {}),
+    ("bms", {"tau": 0.5}),
     ("ldam", {}),
     ("ldam", {"max_margin": 0.3, "scale": 7.0}),
     ("blv", {}),
@@ -42,18 +49,32 @@ VARIANTS = [
     ("pat", {"temperature": 0.3, "detach": True, "normalize": "weights", "size_exponent": 0.0}),
     ("pat", {"weight": "none"}),
     ("pat", {"weight": "none", "normalize": "weights"}),
+    ("pat", {"temperature": 0.3, "sizes": "dataset"}),
+    ("pat", {"temperature": 0.3, "presence_exponent": 1.5, "normalize": "weights"}),
+    ("pat", {"sizes": "dataset", "presence_exponent": 0.5, "size_exponent": 0.5}),
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in params.items())]) for name, params in VARIANTS]
 every_loss = pytest.mark.parametrize(("name", "params"), VARIANTS, ids=IDS)
-NEED_COUNTS = [
-    n for n, loss in LOSSES.items() if "class_counts" in inspect.signature(loss).parameters
-]
+# Losses of single pixels; the others are those on regions and their mix: test_losses_regions.py.
+PIXEL = [n for n, loss in LOSSES.items() if n != "mix" and not issubclass(loss, RegionLoss)]
+NEED_COUNTS = [n for n in PIXEL if "num_classes" not in inspect.signature(LOSSES[n]).parameters]
 
 pytestmark = pytest.mark.filterwarnings("ignore:class_counts is 0")
 
 
+NUM_IMAGES = 20
+
+
+def images_with(counts):
+    """Of 20 images, those that hold each class: 19, 15, 11, 7, ...; 0 for a class of 0 pixels."""
+    return [max(19 - 4 * c, 1) if n > 0 else 0 for c, n in enumerate(counts)]
+
+
 def build(name, params=None, counts=COUNTS, **more):
-    return build_loss(name, len(counts), class_counts=counts, **(params or {}), **more)
+    statistics = {"class_images": images_with(counts), "num_images": NUM_IMAGES}
+    return build_loss(
+        name, len(counts), class_counts=counts, **statistics, **(params or {}), **more
+    )
 
 
 def seeded(loss, logits, target):
@@ -106,21 +127,46 @@ def effective_number_weights(counts, beta):
     return [len(present) * w / sum(present) for w in inverse]
 
 
+def rarest_for_absent(values, counts):
+    return [v if n > 0 else min(w for w, m in zip(values, counts, strict=True) if m > 0)
+            for v, n in zip(values, counts, strict=True)]  # fmt: skip
+
+
+def reference_class_weight(weights, y, counts):
+    if weights is None:
+        return 1.0
+    if not isinstance(weights, str):
+        return weights[y]
+    if weights == "median_frequency":
+        # All images have the same number of pixels, whatever it is.
+        held = zip(counts, images_with(counts), strict=True)
+        frequency = [n / (7 * m) if m else 0 for n, m in held]
+        median = np.median([f for f in frequency if f > 0])
+        return median / rarest_for_absent(frequency, counts)[y]
+    n = filled(counts)[y]
+    if weights == "inverse":
+        return sum(counts) / n / sum(m > 0 for m in counts)
+    return 1 / math.log(1.02 + n / sum(counts))
+
+
 def reference_pixel(name, x, frozen, y, counts, size, drawn, p):
     """The loss of one pixel of logits x and class y, `size` pixels of which are in its image."""
     prob = softmax(x)[y]
     ce = -math.log(prob)
+    weight = reference_class_weight(p.get("class_weights"), y, counts)
     if name == "ce":
-        return ce
+        return weight * ce
     if name == "focal":
-        return (1 - prob) ** p.get("gamma", 2.0) * ce
+        return weight * (1 - prob) ** p.get("gamma", 2.0) * ce
     if name == "cb":
         return effective_number_weights(counts, p.get("beta"))[y] * ce
     if name == "cb_focal":
         weight = effective_number_weights(counts, p.get("beta"))[y]
         return weight * (1 - prob) ** p.get("gamma", 2.0) * ce
     if name == "bms":
-        balanced = [n * math.exp(v) for n, v in zip(filled(counts), x, strict=True)]
+        balanced = [
+            n ** p.get("tau", 1.0) * math.exp(v) for n, v in zip(filled(counts), x, strict=True)
+        ]
         return -math.log(balanced[y] / sum(balanced))
     if name == "ldam":
         margins = [1 / math.sqrt(math.sqrt(n)) for n in filled(counts)]
@@ -132,17 +178,21 @@ def reference_pixel(name, x, frozen, y, counts, size, drawn, p):
         z = [v + min(abs(d), 1) * fc / max(f) for v, d, fc in zip(x, drawn, f, strict=True)]
         return -math.log(softmax(z)[y])
     if name == "pat":
-        return reference_pat_weight(x, frozen, y, size, p) * ce
+        return reference_pat_weight(x, frozen, y, counts, size, p) * ce
     raise AssertionError(name)
 
 
-def reference_pat_weight(x, frozen, y, size, p):
+def reference_pat_weight(x, frozen, y, counts, size, p):
     prob = softmax(frozen if p.get("detach", False) else x)[y]
     if p.get("weight", "beta") == "none":
         beta = 1.0
     else:
         beta = 1 / math.exp((prob - 1 + p.get("epsilon", 0.0)) / p.get("temperature", 20.0))
-    return beta / size ** p.get("size_exponent", 1.0)
+    if p.get("sizes") == "dataset":
+        size = filled(counts)[y] / NUM_IMAGES
+    presence = rarest_for_absent(images_with(counts), counts)[y] / NUM_IMAGES
+    powers = size ** p.get("size_exponent", 1.0) * presence ** p.get("presence_exponent", 0.0)
+    return beta / powers
 
 
 def reference(name, logits, target, params, counts=COUNTS, noise=None, frozen=None):
@@ -156,7 +206,7 @@ def reference(name, logits, target, params, counts=COUNTS, noise=None, frozen=No
         drawn = None if noise is None else noise[i, :, j, k].tolist()
         total += reference_pixel(name, *pixel, counts, size, drawn, params)
         if name == "pat" and params.get("normalize") == "weights":
-            weights += reference_pat_weight(pixel[1], pixel[1], y, size, params)
+            weights += reference_pat_weight(pixel[1], pixel[1], y, counts, size, params)
     if name != "pat":
         return total / (target != 255).sum()
     return total / (weights if params.get("normalize") == "weights" else len(logits))
@@ -194,10 +244,17 @@ def test_function_and_module_agree(name, params):
     logits, target = make_batch()
     function = getattr(losses, f"{name}_loss")
     args = (COUNTS,) if name in NEED_COUNTS else ()
+    # Where a Module makes weights of the classes, the function takes the weights themselves.
+    weights = [b for b in build(name, params).buffers() if name not in NEED_COUNTS]
+    own = {k: v for k, v in params.items() if k not in ("sizes", "presence_exponent")}
+    if weights:
+        own["class_weights"] = weights[0]
+    if params.get("sizes") == "dataset":
+        own["size_exponent"] = 0.0  # they are in the weights
     for reduction in ("mean", "sum", "none"):
         module = build(name, params, reduction=reduction)
         value = seeded(
-            lambda x, t, r=reduction: function(x, t, *args, reduction=r, **params), logits, target
+            lambda x, t, r=reduction: function(x, t, *args, reduction=r, **own), logits, target
         )
         torch.testing.assert_close(seeded(module, logits, target), value, rtol=1e-14, atol=0)
 
@@ -611,11 +668,12 @@ def test_parameters_are_named():
     # build_loss("pat", 13) is for 13 classes: PATLoss(13) must not mean a temperature of 13.
     for loss in LOSSES.values():
         given = inspect.signature(loss).parameters.values()
-        assert {p.name for p in given if p.kind != p.KEYWORD_ONLY} <= {"class_counts"}
+        named = {p.name for p in given if p.kind != p.KEYWORD_ONLY}
+        assert named <= {"class_counts", "losses", "params"}
 
 
 def test_losses_and_exports():
-    assert {name for name, _ in VARIANTS} == set(LOSSES)
+    assert {name for name, _ in VARIANTS} == set(PIXEL)
     for attribute in ("label", "color", "marker"):  # figures can tell the losses apart
         assert len({getattr(loss, attribute) for loss in LOSSES.values()}) == len(LOSSES)
     # The name that segmentation_models_pytorch's TrainEpoch logs.

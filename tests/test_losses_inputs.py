@@ -10,15 +10,16 @@ import torch
 
 from patlib import losses
 from patlib.losses import LOSSES, build_loss
+from patlib.losses._region import RegionLoss
 
 COUNTS = [50, 20, 5, 0]
-NEED_COUNTS = [
-    n for n, loss in LOSSES.items() if "class_counts" in inspect.signature(loss).parameters
-]
-NEED_NONE = [n for n in LOSSES if n not in NEED_COUNTS]
+# Losses of single pixels; the others are those on regions and their mix: test_losses_regions.py.
+PIXEL = [n for n, loss in LOSSES.items() if n != "mix" and not issubclass(loss, RegionLoss)]
+NEED_COUNTS = [n for n in PIXEL if "num_classes" not in inspect.signature(LOSSES[n]).parameters]
+NEED_NONE = [n for n in PIXEL if n not in NEED_COUNTS]
 
 pytestmark = pytest.mark.filterwarnings("ignore:class_counts is 0")
-every_name = pytest.mark.parametrize("name", LOSSES)
+every_name = pytest.mark.parametrize("name", PIXEL)
 
 
 def build(name, **params):
@@ -40,7 +41,7 @@ def refused(*said):
 # ------------------------------------------------------------------ build_loss
 
 
-@pytest.mark.parametrize("name", ["dice", "PAT", "", None])
+@pytest.mark.parametrize("name", ["dise", "PAT", "", None])
 def test_unknown_name(name):
     with refused("loss must be one of", repr(name), *LOSSES):
         build_loss(name, 4)
@@ -129,8 +130,8 @@ WRONG = [
     ("pat", "weight", ["Beta", None, False], "'beta', 'none'"),
     ("pat", "normalize", ["image", None, True], "'images', 'weights'"),
     ("pat", "detach", [1, 0, "true", None], "True, False"),
-    *((name, "reduction", ["avg", None, 1], "'mean', 'sum', 'none'") for name in LOSSES),
-    *((name, "ignore_index", [255.0, "255", True], "integer") for name in LOSSES),
+    *((name, "reduction", ["avg", None, 1], "'mean', 'sum', 'none'") for name in PIXEL),
+    *((name, "ignore_index", [255.0, "255", True], "integer") for name in PIXEL),
 ]
 
 
@@ -223,7 +224,7 @@ def test_pat_at_the_smallest_temperature_stays_finite():
     ],
 )
 def test_wrong_logits_and_target(logits, target, said):
-    for name in LOSSES:
+    for name in PIXEL:
         for loss in (build(name), function(name)):
             with refused(*said):
                 loss(logits, target)
@@ -317,10 +318,21 @@ class NoOthers:
 sys.meta_path.insert(0, NoOthers())
 assert "lightning" in others and "matplotlib" in others
 from patlib.losses import LOSSES, build_loss
+from patlib.losses._region import RegionLoss
 
 logits = torch.zeros(2, 3, 4, 5, requires_grad=True)
-for name in LOSSES:
-    build_loss(name, 3, class_counts=[3, 2, 1])(logits, torch.zeros(2, 4, 5).long()).backward()
+for name, loss in LOSSES.items():
+    if name in ("dice", "jaccard", "tversky", "lovasz", "mix"):
+        try:
+            build_loss(name, 3)
+        except ModuleNotFoundError as error:
+            assert "segmentation-models-pytorch" in str(error) and "[train]" in str(error)
+        else:
+            raise AssertionError(name)
+    else:
+        loss = build_loss(name, 3, class_counts=[3, 2, 1])
+        loss(logits, torch.zeros(2, 4, 5).long()).backward()
+        loss.class_prior([[3, 2, 1]])
 """
 
 

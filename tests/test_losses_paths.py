@@ -5,16 +5,16 @@ import math
 
 import pytest
 import torch
-from test_losses import VARIANTS, build, every_loss, seeded, without_noise
+from test_losses import PIXEL, VARIANTS, build, every_loss, seeded, without_noise
 
-from patlib.losses import LOSSES, _formula, _fused, build_loss, focal
+from patlib.losses import _formula, _fused, build_loss, focal
 
 pytestmark = pytest.mark.filterwarnings("ignore:class_counts is 0")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 # What a compiler sees of a loss: its default form, and PAT's second output.
 default_losses = pytest.mark.parametrize(
-    ("name", "params"), [*((name, {}) for name in LOSSES), ("pat", {"normalize": "weights"})]
+    ("name", "params"), [*((name, {}) for name in PIXEL), ("pat", {"normalize": "weights"})]
 )
 SHAPES = [(2, 4, 5, 7), (3, 4, 1), (5, 4), (1, 4, 33), (2, 4, 2, 3, 3)]
 
@@ -368,7 +368,7 @@ def test_inside_a_compiled_model(name, params):
 
 @pytest.mark.parametrize(
     ("name", "ignore_index"),
-    [*((name, 255) for name in LOSSES), ("ce", -100), ("ce", 1), ("ce", None)],
+    [*((name, 255) for name in PIXEL), ("ce", -100), ("ce", 1), ("ce", None)],
 )
 def test_wrong_label_in_a_compiled_loss(name, ignore_index):
     torch._dynamo.reset()

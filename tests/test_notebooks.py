@@ -114,7 +114,8 @@ def test_train_with_other_parameters(tmp_path, monkeypatch, camvid_tree):
         output_dir="runs/here",
     )
     record = json.loads((tmp_path / "runs" / "here" / "record.json").read_text())
-    assert record["config"]["loss_params"] == {"scale": 10.0, "max_margin": 0.5}
+    params = {"scale": 10.0, "max_margin": 0.5, "deferred": None}
+    assert record["config"]["loss_params"] == params
     assert record["config"]["dataset"] == "camvid" and len(record["result"]["curves"]["epoch"]) == 2
 
 

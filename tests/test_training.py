@@ -13,10 +13,20 @@ from PIL import Image
 
 import patlib.training
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
-from patlib.data import DecodedSplit, build_dataset, count_classes, load_arrays
-from patlib.losses import LOSSES
-from patlib.metrics import SegmentationMetrics
-from patlib.training import SplitTensors, cosine, evaluate
+from patlib.data import SAMPLERS, DecodedSplit, build_dataset, count_classes, load_arrays
+from patlib.losses import LOSSES, LDAMLoss
+from patlib.metrics import SegmentationMetrics, count_per_image
+from patlib.training import (
+    SplitTensors,
+    build_optimizer,
+    cosine,
+    draw_crops,
+    evaluate,
+    mix_seed,
+    resolve_precision,
+    scale_and_crop,
+    smallest_unsigned,
+)
 
 
 @pytest.fixture
@@ -44,15 +54,21 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert set(stored) == {"schema", "config", "result", "provenance"}
     assert stored["config"]["loss"] == "pat" and "data_root" not in stored["config"]
     scores = {"miou", "pixel_accuracy", "mean_accuracy", "dice_error", "iou", "confusion"}
-    for part in ("test", "validation"):
-        assert scores | {"head", "mid", "tail", "released_miou"} == set(stored["result"][part])
+    scores |= {"released_miou", "precision", "recall", "predicted_ratio"}
+    scores |= {"miou_i", "miou_c", "miou_i_worst10", "miou_c_worst10", "common", "rare"}
+    scores |= {g + by for g in ("head", "mid", "tail") for by in ("", "_images")}
+    assert set(stored["result"]["validation"]) == scores
+    assert set(stored["result"]["test"]) == scores | {"boundary_iou"}
     assert stored["result"]["curves"]["epoch"] == [1, 2, 3]
     dataset = build_dataset("camvid", camvid_tree, "train", image_size=(32, 40))
     assert stored["result"]["class_counts"] == count_classes(dataset).tolist()
+    masks = [set(target.unique().tolist()) for _, target in dataset]
+    assert stored["result"]["class_images"] == [sum(c in m for m in masks) for c in range(11)]
     wanted = {"seed", "commit", "versions", "device", "seconds", "date", "data"}
     assert wanted <= set(stored["provenance"])
     loaded = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(loaded.result["test"], record.result["test"])
+    np.testing.assert_equal(loaded.result["shifted"], record.result["shifted"])
     assert loaded.config == config.settings()
     for split, n in (("test", 5), ("validation", 2)):
         confusion = np.array(stored["result"][split]["confusion"])
@@ -96,23 +112,34 @@ def test_same_configuration_same_result(config, tmp_path):
     assert other.result["curves"] != results[0]["curves"]
 
 
-def test_goes_on_after_an_interruption_to_the_same_result(config, tmp_path, monkeypatch):
-    undisturbed = train(with_fields(config, loss="blv", loss_params={}), progress=False)
-    config = with_fields(config, loss="blv", loss_params={}, output_dir=str(tmp_path / "b"))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "adamw", "weight_decay": 0.1, "sampler": "repeat_factor"},
+        {"optimizer": "sgd", "sampler": "rare_class", "augment": "flip_scale_crop"},
+        {"loss": "ldam", "loss_params": {"deferred": 0.5}, "augment": "flip_scale_crop"},
+    ],
+    ids=str,
+)
+def test_goes_on_after_an_interruption_to_the_same_result(config, tmp_path, monkeypatch, fields):
+    config = with_fields(config, **{"loss": "blv", "loss_params": {}, **fields})
+    undisturbed = train(config, progress=False)
+    config = with_fields(config, output_dir=str(tmp_path / "b"))
 
     scored = patlib.training.evaluate
     calls = []
 
-    def breaks_in_the_second_epoch(*args):
+    def breaks_in_the_second_epoch(*args, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return scored(*args)
+        return scored(*args, **options)
 
-    monkeypatch.setattr(patlib.training, "evaluate", breaks_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, progress=False)
-    monkeypatch.undo()
+    with monkeypatch.context() as broken:
+        broken.setattr(patlib.training, "evaluate", breaks_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
     assert not (tmp_path / "b" / "record.json").exists()
     resumed = train(config, progress=False)
     np.testing.assert_equal(resumed.result, undisturbed.result)
@@ -217,9 +244,10 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
     images = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     masks = rng.integers(0, 256, (6, 32, 32), dtype=np.uint8)
     split = SplitTensors(DecodedSplit(images, masks, None, ""), torch.device("cpu"))
+    sizes = torch.ones(6, 11, dtype=torch.int64)
 
     def epoch(number, **fields):
-        batches = split.shuffled_batches(with_fields(config, **fields), number, 0)
+        batches = split.shuffled_batches(with_fields(config, **fields), number, 0, sizes)
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     first, again, later = epoch(0), epoch(0), epoch(1)
@@ -244,10 +272,14 @@ def test_order_and_flips_depend_on_seed_epoch_and_index_only(config):
 def test_two_ranks_share_the_batches_of_one(config):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     split = SplitTensors(DecodedSplit(images, images[..., 0], None, ""), torch.device("cpu"))
-    one = list(split.shuffled_batches(config, 0, 0))
-    parts = [list(split.shuffled_batches(with_fields(config, devices=2), 0, r)) for r in (0, 1)]
-    for whole, a, b in zip(one, *parts, strict=True):
-        assert torch.equal(whole[0], torch.cat([a[0], b[0]]))
+    sizes = torch.ones(6, 11, dtype=torch.int64)
+    for fields in ({}, {"augment": "flip_scale_crop", "sampler": "rare_class"}):
+        one = list(split.shuffled_batches(with_fields(config, **fields), 0, 0, sizes))
+        half = with_fields(config, devices=2, **fields)
+        parts = [list(split.shuffled_batches(half, 0, rank, sizes)) for rank in (0, 1)]
+        for whole, a, b in zip(one, *parts, strict=True):
+            for i in (0, 1):
+                assert torch.equal(whole[i], torch.cat([a[i], b[i]]))
 
 
 def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
@@ -263,16 +295,267 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
     stored = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(stored.result, record.result)
     # Scored again by one process, the weights give the same numbers.
-    model, _ = load_model(tmp_path / "run")
+    model, content = load_model(tmp_path / "run")
     dataset = build_dataset("camvid", config.data_root, "test", image_size=(32, 40))
     split = SplitTensors(load_arrays(dataset), torch.device("cpu"))
     metrics = SegmentationMetrics(11, record.result["class_counts"])
-    scores, counts, labels = evaluate(model, split, 2, metrics, shown=[0, 3, 4])
-    np.testing.assert_equal(scores["iou"], record.result["test"]["iou"])
-    assert scores["confusion"] == record.result["test"]["confusion"]
+    shifts = torch.stack([content["priors"].shift(s) for s in content["priors"].grid()])
+    again = evaluate(model, split, 2, metrics, shown=[0, 3, 4], shifts=shifts, boundaries=True)
+    for name in ("iou", "confusion", "boundary_iou", "miou_c"):
+        np.testing.assert_equal(again.scores[name], record.result["test"][name])
     with np.load(tmp_path / "run" / "test_images.npz") as kept:
-        np.testing.assert_array_equal(counts, kept["counts"])
-        np.testing.assert_array_equal(labels, kept["labels"][[0, 3, 4]])
+        np.testing.assert_array_equal(again.counts, kept["counts"])
+        np.testing.assert_array_equal(again.labels, kept["labels"][[0, 3, 4]])
+        np.testing.assert_array_equal(again.boundaries, kept["boundary_counts"])
+        np.testing.assert_array_equal(again.shifted[:, :, 0], kept["shifted_tp"])
+        np.testing.assert_array_equal(again.shifted[:, :, 1], kept["shifted_predicted"])
+
+
+# --- order, augmentation, optimiser, progress -----------------------------------------------------
+
+
+def drawn_split(masks):
+    """Images whose three channels are the mask, so that both can be compared."""
+    images = np.repeat(masks[..., None], 3, -1)
+    return SplitTensors(DecodedSplit(images, masks, None, ""), torch.device("cpu"))
+
+
+def test_the_order_and_flips_of_the_default_are_those_of_the_records(config):
+    masks = np.random.default_rng(0).integers(0, 11, (6, 32, 33), dtype=np.uint8)
+    sizes = torch.ones(6, 11, dtype=torch.int64)
+    batches = drawn_split(masks).shuffled_batches(with_fields(config, seed=3), 2, 0, sizes)
+    targets = torch.cat([target for _, target in batches])
+    generator = torch.Generator().manual_seed(mix_seed(3, 2))
+    order = torch.randperm(6, generator=generator).tolist()
+    flipped = (torch.rand(6, generator=generator) < 0.5).tolist()
+    expected = [masks[i, :, ::-1] if flipped[i] else masks[i] for i in order]
+    np.testing.assert_array_equal(targets, expected)
+
+
+@pytest.mark.parametrize("name", ["repeat_factor", "rare_class"])
+def test_the_samplers_order_is_shown(config, name):
+    """Image 0 alone has class 1. Each showing of an image is flipped or not by itself."""
+    masks = np.tile(np.arange(32, dtype=np.uint8), (40, 8, 1)) + 40 * np.arange(40)[:, None, None]
+    masks = (masks % 256).astype(np.uint8)
+    sizes = torch.tensor([[5, 5]] + [[10, 0]] * 39)
+    config = with_fields(config, sampler=name)
+    split = drawn_split(masks)
+    flips = set()
+    for epoch in range(3):
+        batches = list(split.shuffled_batches(config, epoch, 0, sizes))
+        assert len(batches) == 20
+        generator = torch.Generator().manual_seed(mix_seed(0, epoch))
+        order = SAMPLERS[name](sizes, generator).tolist()
+        shown = [t for _, target in batches for t in target.numpy()]
+        for i, target in zip(order, shown, strict=True):
+            turned = not np.array_equal(target, masks[i])
+            assert not turned or np.array_equal(target, masks[i, :, ::-1])
+            if i == 0:
+                flips.add(turned)
+    assert order.count(0) > 1 and flips == {False, True}
+
+
+def test_training_gives_the_sampler_the_sizes_of_its_images(config, camvid_tree, monkeypatch):
+    seen = []
+
+    def sampler(sizes, generator):
+        seen.append(sizes)
+        return torch.zeros(len(sizes), dtype=torch.int64)
+
+    monkeypatch.setitem(patlib.training.SAMPLERS, "rare_class", sampler)
+    train(with_fields(config, sampler="rare_class", epochs=1), progress=False)
+    dataset = build_dataset("camvid", camvid_tree, "train", image_size=(32, 40))
+    masks = np.stack([target.numpy() for _, target in dataset])
+    np.testing.assert_array_equal(
+        seen[0], [[(mask == c).sum() for c in range(11)] for mask in masks]
+    )
+
+
+def test_drawn_parts_lie_in_the_image_or_contain_it():
+    draws = torch.rand(2000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws[0], draws[1] = 0, 1 - 1e-12
+    top, left, height, width = draw_crops(draws, (40, 60)).T
+    assert (height[0], width[0]) == (80, 120) and (height[1], width[1]) == (20, 30)
+    scale = 0.5 + 1.5 * draws[:, 0]
+    np.testing.assert_array_equal(height, (40 / scale).round())
+    for start, length, whole in ((top, height, 40), (left, width, 60)):
+        end = start + length
+        inside, outside = (start >= 0) & (end <= whole), (start <= 0) & (end >= whole)
+        assert (inside | outside).all()
+        # Both ends are reached, and all between is equally likely.
+        large = length < whole / 1.5
+        place = (start[large] / (whole - length[large])).numpy()
+        assert place.min() == 0 and place.max() == 1 and abs(place.mean() - 0.5) < 0.03
+    assert (top[1], left[1]) == (20, 30) and (top[0], left[0]) == (-40, -60)
+
+
+def test_a_scaled_image_and_its_mask_stay_together():
+    rng = np.random.default_rng(0)
+    height, width = 24, 36
+    target = torch.from_numpy(np.kron(rng.integers(0, 9, (1, 4, 4)), np.ones((1, 6, 9), np.int64)))
+    target[0, :4] = 255
+    image = torch.rand(1, 3, height, width)
+    for crop in [
+        (0, 0, 24, 36),
+        (3, 5, 12, 18),
+        (-7, -20, 48, 72),
+        (-2, -3, 30, 45),
+        (2, 7, 17, 26),
+    ]:
+        top, left, h, w = crop
+        cropped, labels = scale_and_crop(image, target, torch.tensor([crop]))
+        assert cropped.shape == image.shape and labels.shape == target.shape
+        assert labels.dtype == torch.int64
+        for y in range(height):
+            for x in range(width):
+                # The pixel of the part under the middle of this one.
+                row, column = (
+                    top + int((y + 0.5) * h / height),
+                    left + int((x + 0.5) * w / width),
+                )
+                inside = 0 <= row < height and 0 <= column < width
+                assert labels[0, y, x] == (target[0, row, column] if inside else 255)
+        # A linear image stays linear, where its neighbours are inside.
+        ramp = torch.arange(width).float().expand(1, 3, height, width)
+        moved = scale_and_crop(ramp, target, torch.tensor([crop]))[0][0, 0, height // 2]
+        places = left + (torch.arange(width) + 0.5) * w / width - 0.5
+        sure = (places > 3) & (places < width - 4)
+        sure &= (torch.arange(width) > 3) & (torch.arange(width) < width - 4)
+        torch.testing.assert_close(moved[sure], places[sure].float(), atol=0.06, rtol=0)
+    assert torch.equal(scale_and_crop(image, target, torch.tensor([[0, 0, 24, 36]]))[0], image)
+
+
+def test_scales_and_crops_depend_on_seed_epoch_and_index_only(config):
+    masks = np.random.default_rng(0).integers(0, 11, (6, 32, 40), dtype=np.uint8)
+    split, sizes = drawn_split(masks), torch.ones(6, 11, dtype=torch.int64)
+    config = with_fields(config, augment="flip_scale_crop")
+
+    def epoch(number, **fields):
+        batches = split.shuffled_batches(with_fields(config, **fields), number, 0, sizes)
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+    first, again = epoch(0), epoch(0)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], epoch(1)[1])
+    assert not torch.equal(first[1], epoch(0, seed=1)[1])
+    many = [epoch(number)[1] for number in range(5)]
+    ignored = [(target == 255).float().mean().item() for part in many for target in part]
+    assert max(ignored) > 0.3 and min(ignored) == 0 and max(ignored) < 0.76
+    assert all(((target < 11) | (target == 255)).all() for target in many)
+
+
+def test_optimisers(config):
+    model = torch.nn.Conv2d(2, 2, 1)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    for name, kind in kinds.items():
+        optimizer = build_optimizer(with_fields(config, optimizer=name, weight_decay=0.1), model)
+        assert type(optimizer) is kind
+        group = optimizer.param_groups[0]
+        assert group["lr"] == config.learning_rate and group["weight_decay"] == 0.1
+    assert group["momentum"] == 0.9 and not group["nesterov"]
+
+
+@pytest.mark.parametrize("loss", ["ldam", "mix"])
+def test_the_loss_is_told_how_much_of_the_training_is_done(config, monkeypatch, loss):
+    params = {"deferred": 0.5}
+    if loss == "mix":
+        params = {"losses": {"ce": 1.0, "ldam": 0.1}, "params": {"ldam": params}}
+    forward, seen = LDAMLoss.forward, []
+
+    def noted(self, *args):
+        seen.append((self.progress, self.current_weights() is not None))
+        return forward(self, *args)
+
+    monkeypatch.setattr(LDAMLoss, "forward", noted)
+    train(with_fields(config, loss=loss, loss_params=params, epochs=4), progress=False)
+    steps = [(0.0, False), (0.25, False), (0.5, True), (0.75, True)]
+    assert list(dict.fromkeys(seen)) == steps and len(seen) == 4 * 3
+
+
+def test_training_gives_the_loss_what_its_weights_need(config):
+    params = {"sizes": "dataset", "presence_exponent": 1.0}
+    record = train(with_fields(config, loss_params=params, epochs=1), progress=False)
+    assert math.isfinite(record.result["curves"]["train_loss"][0])
+    params = {"class_weights": "median_frequency"}
+    record = train(
+        with_fields(
+            config, loss="ce", loss_params=params, epochs=1, output_dir=config.output_dir + "2"
+        ),
+        progress=False,
+    )
+    assert math.isfinite(record.result["curves"]["train_loss"][0])
+    wrong = with_fields(config, loss="ce", loss_params={"class_weights": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="class_weights must .*11"):
+        train(with_fields(wrong, output_dir=config.output_dir + "3"), progress=False)
+
+
+def test_automatic_precision_is_the_run_of_what_it_chooses(config, tmp_path, monkeypatch):
+    auto = with_fields(config, precision="auto", epochs=1)
+    for fast, chosen in ((False, "32-true"), (True, "bf16-mixed")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert resolve_precision(auto) == chosen
+        named = with_fields(auto, precision=chosen)
+        assert resolve_precision(named) == chosen
+        output_dir = str(tmp_path / chosen)
+        record = train(with_fields(auto, output_dir=output_dir), progress=False)
+        assert record.config == named.settings()
+        # The same folder with the precision named is the same run.
+        train(with_fields(named, output_dir=output_dir), progress=False)
+
+
+# --- shifts of the logits -------------------------------------------------------------------------
+
+
+def test_shifted_counts_are_those_of_the_shifted_network(config, tmp_path, camvid_tree):
+    record = train(with_fields(config, epochs=2), progress=False)
+    network, content = load_model(tmp_path / "run")
+    priors = content["priors"]
+    with np.load(tmp_path / "run" / "test_images.npz") as file:
+        kept = {name: file[name] for name in file.files}
+    grid = list(zip(kept["shift_kinds"].tolist(), kept["shift_strengths"].tolist(), strict=True))
+    assert grid == [(kind, v) for shift in priors.grid() for kind, v in shift.items()]
+    chosen = record.result["shifted"]
+    miou = {"test": [], "validation": []}
+    for split, prefix in (("test", ""), ("validation", "validation_")):
+        dataset = build_dataset("camvid", camvid_tree, split, image_size=(32, 40))
+        images, targets = map(torch.stack, zip(*dataset, strict=True))
+        with torch.no_grad():
+            logits = torch.cat([network(part) for part in images.split(2)])
+        true = kept[f"{prefix}counts"][:, 1].sum(0)
+        for number, (kind, strength) in enumerate(grid):
+            shift = priors.shift({kind: strength}).float()
+            labels = (logits - shift[:, None, None]).argmax(1)
+            counts = count_per_image(labels, targets, 11).numpy()
+            tp, predicted = (
+                kept[f"{prefix}{name}"][number] for name in ("shifted_tp", "shifted_predicted")
+            )
+            assert tp.dtype == np.uint8 and predicted.dtype == np.uint16
+            np.testing.assert_array_equal(tp, counts[:, 0])
+            np.testing.assert_array_equal(predicted, counts[:, 2])
+            tp, predicted = (x.sum(0, dtype=np.int64) for x in (tp, predicted))
+            with np.errstate(invalid="ignore"):
+                miou[split].append(np.nanmean(tp / (true + predicted - tp)))
+        unshifted = grid.index(("tau", 0.0))
+        np.testing.assert_array_equal(
+            kept[f"{prefix}shifted_tp"][unshifted], kept[f"{prefix}counts"][:, 0]
+        )
+    best = int(np.argmax(miou["validation"]))
+    found = [chosen["any"][split]["miou"] for split in ("validation", "test")]
+    assert found == pytest.approx([miou["validation"][best], miou["test"][best]])
+    assert chosen["any"]["prior_shift"] == {grid[best][0]: grid[best][1]}
+    assert set(chosen["any"]["test"]) == set(record.result["test"]) - {
+        "released_miou",
+        "confusion",
+        "boundary_iou",
+    }
+
+
+def test_counts_of_large_images_are_kept_in_a_type_that_holds_them():
+    assert smallest_unsigned(np.array([0, 255])).dtype == np.uint8
+    assert smallest_unsigned(np.array([65_535], np.int32)).dtype == np.uint16
+    large = smallest_unsigned(np.array([65_536], np.int32))
+    assert large.dtype == np.uint32 and large[0] == 65_536
 
 
 def test_cosine():
@@ -396,13 +679,14 @@ def test_the_callers_random_numbers_and_cudnn_stay_as_they_are(config, monkeypat
 def test_each_part_is_scored_once(config, monkeypatch):
     scored, calls = patlib.training.evaluate, []
 
-    def counted(model, images, *args):
-        calls.append(len(images))
-        return scored(model, images, *args)
+    def counted(model, images, *args, **options):
+        calls.append((len(images), options.get("shifts") is not None))
+        return scored(model, images, *args, **options)
 
     monkeypatch.setattr(patlib.training, "evaluate", counted)
     train(config, progress=False)
-    assert calls == [2, 2, 2, 5]  # validation after every epoch, then the test
+    # Validation after every epoch, then the test; shifts in the end only.
+    assert calls == [(2, False), (2, False), (2, True), (5, True)]
 
 
 def test_interrupted_after_the_last_epoch_it_is_scored_and_its_seconds_add_up(
@@ -424,7 +708,10 @@ def test_interrupted_after_the_last_epoch_it_is_scored_and_its_seconds_add_up(
     assert 4000 < seconds["all"] < 4100
     with np.load(tmp_path / "run" / "test_images.npz") as a:
         with np.load(tmp_path / "b" / "test_images.npz") as b:
-            assert set(a) == {"counts", "validation_counts", "shown", "labels"} == set(b)
+            names = {"counts", "validation_counts", "boundary_counts", "shown", "labels"}
+            names |= {"shift_kinds", "shift_strengths", "shifted_tp", "shifted_predicted"}
+            names |= {"validation_shifted_tp", "validation_shifted_predicted"}
+            assert set(a) == names == set(b)
             assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
@@ -497,6 +784,41 @@ def test_predictor_labels_many_images_as_predict_labels_each(config, tmp_path, c
     np.testing.assert_array_equal(found[2], logits[0].argmax(0))
 
 
+@pytest.mark.parametrize("prior_shift", [{"tau": 0.5}, {"kappa": 1.0}])
+def test_predictor_shifts_the_logits(config, tmp_path, camvid_tree, prior_shift):
+    record = train(with_fields(config, loss_params={"weight": "none"}, epochs=1), progress=False)
+    file = camvid_tree / "test" / "test_1.png"
+    found = predict(tmp_path / "run", file, prior_shift=prior_shift)
+    # By hand, from the training masks: the pixels n, and the images m, of each class.
+    pixels, images = (
+        np.log(np.array(record.result[name]) / sum(record.result[name]))
+        for name in ("class_counts", "class_images")
+    )
+    shift = 0.5 * pixels if "tau" in prior_shift else images - pixels
+    network, _ = load_model(tmp_path / "run")
+    with Image.open(file) as image:
+        resized = np.asarray(image.resize((40, 32), Image.Resampling.BILINEAR)) / np.float32(255)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(resized).permute(2, 0, 1)[None])
+        logits = torch.nn.functional.interpolate(logits, size=(36, 48), mode="bilinear")[0]
+    expected = (logits - torch.from_numpy(shift)[:, None, None]).argmax(0).numpy()
+    assert (found == expected).mean() > 0.999  # but for ties in float32
+    assert (found != predict(tmp_path / "run", file)).any()
+    unshifted = predict(tmp_path / "run", file, prior_shift={"tau": 0})
+    np.testing.assert_array_equal(unshifted, predict(tmp_path / "run", file))
+
+
+def test_a_checkpoint_without_priors_labels_without_shift_only(config, tmp_path, camvid_tree):
+    train(with_fields(config, epochs=1), progress=False)
+    path = tmp_path / "run" / "last.ckpt"
+    content = patlib.training.read_checkpoint(path)
+    del content["priors"]
+    patlib.training.save_checkpoint(path, content)
+    assert predict(path, camvid_tree / "test" / "test_1.png").shape == (36, 48)
+    with pytest.raises(ValueError, match="prior_shift must be None for .*before 0.2.0"):
+        Predictor(path, prior_shift={"tau": 1})
+
+
 def test_predict_turns_a_photo_as_its_camera_says(config, tmp_path, camvid_tree):
     train(with_fields(config, epochs=1), progress=False)
     with Image.open(camvid_tree / "test" / "test_0.png") as image:
@@ -516,6 +838,8 @@ def test_predictor_refuses_by_name(config, tmp_path):
         Predictor(tmp_path, batch_size=0)
     train(with_fields(config, epochs=1), progress=False)
     predictor = Predictor(tmp_path / "run")
+    with pytest.raises(ValueError, match="prior_shift must be one of .* got 0.5"):
+        Predictor(tmp_path / "run", prior_shift=0.5)
     with pytest.raises(ValueError, match="images must be an iterable of images"):
         predictor("street.jpg")
     with pytest.raises(ValueError, match="image must be a file or an image of PIL, got int"):

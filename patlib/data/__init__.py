@@ -4,9 +4,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from patlib.checks import check_choice, check_parameters
+from patlib.checks import check_choice, check_integer, check_parameters
 from patlib.data.cache import DecodedSplit, load_arrays
 from patlib.data.camvid import CamVid
 from patlib.data.cityscapes import Cityscapes
@@ -15,6 +16,7 @@ from patlib.data.folder import Folder
 from patlib.data.images import open_image
 from patlib.data.nyuv2 import NYUv2
 from patlib.data.oxford_pet import OxfordPet
+from patlib.data.samplers import SAMPLERS
 from patlib.data.synthetic import Synthetic
 
 DATASETS: dict[str, type[SegmentationDataset]] = {
@@ -24,10 +26,12 @@ DATASETS: dict[str, type[SegmentationDataset]] = {
 __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
+    "SAMPLERS",
     "DecodedSplit",
     "SegmentationDataset",
     "build_dataset",
     "check_data_params",
+    "class_sizes",
     "count_classes",
     "load_arrays",
     "open_image",
@@ -84,3 +88,31 @@ def count_classes(
         num_classes = dataset.num_classes
         dataset = load_arrays(dataset)
     return torch.from_numpy(dataset.histogram[:num_classes].copy())
+
+
+def class_sizes(
+    dataset: SegmentationDataset | DecodedSplit, num_classes: int | None = None
+) -> torch.Tensor:
+    """Valid pixels of each class in each image, for losses, their class priors and samplers.
+
+    With ``sizes = class_sizes(dataset)``: ``sizes.sum(0)`` are the ``class_counts`` of a loss,
+    ``(sizes > 0).sum(0)`` its ``class_images``, ``len(sizes)`` its ``num_images``.
+
+    Args:
+        dataset: a data set, or its arrays together with ``num_classes``.
+
+    Returns:
+        int64 (N, L) tensor of pixels. Ignored pixels are not counted.
+
+    Raises:
+        ValueError: arrays without ``num_classes``.
+    """
+    if isinstance(dataset, SegmentationDataset):
+        num_classes = dataset.num_classes
+        dataset = load_arrays(dataset)
+    num_classes = check_integer("num_classes", num_classes, minimum=1, maximum=IGNORE_INDEX)
+    sizes = np.empty((len(dataset.masks), num_classes), np.int64)
+    # By image: counting takes eight bytes for each pixel that it is given at once.
+    for image, mask in zip(sizes, dataset.masks, strict=True):
+        image[:] = np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
+    return torch.from_numpy(sizes)

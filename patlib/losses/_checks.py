@@ -28,31 +28,90 @@ def check_class_counts(class_counts: ClassCounts | None, num_classes: int | None
             "class_counts must be the valid pixels per class of the training set, which this loss "
             "needs, got None; patlib.data.count_classes(dataset) returns them"
         )
-    if isinstance(class_counts, Tensor):
-        numeric = class_counts.dtype != torch.bool and not class_counts.is_complex()
+    return _check_per_class("class_counts", class_counts, num_classes)
+
+
+def _check_per_class(name: str, values: Any, num_classes: int | None) -> Tensor:
+    if isinstance(values, Tensor):
+        numeric = values.dtype != torch.bool and not values.is_complex()
     else:
         # Through NumPy, because torch would read a list of floats as float32.
-        class_counts = np.asarray(class_counts)
-        numeric = class_counts.dtype.kind in "iuf"
-    if not numeric or class_counts.ndim != 1 or len(class_counts) == 0:
+        values = np.asarray(values)
+        numeric = values.dtype.kind in "iuf"
+    if not numeric or values.ndim != 1 or len(values) == 0:
         raise ValueError(
-            "class_counts must be a sequence of numbers, one for each class, got "
-            f"{class_counts.dtype} of shape {tuple(class_counts.shape)}"
+            f"{name} must be a sequence of numbers, one for each class, got "
+            f"{values.dtype} of shape {tuple(values.shape)}"
         )
-    if num_classes is not None and len(class_counts) != num_classes:
+    if num_classes is not None and len(values) != num_classes:
         raise ValueError(
-            f"class_counts must have one number for each of the {num_classes} classes, "
-            f"got {len(class_counts)}"
+            f"{name} must have one number for each of the {num_classes} classes, got {len(values)}"
         )
-    if isinstance(class_counts, np.ndarray):
-        class_counts = torch.from_numpy(class_counts.astype(np.float64))
-    counts = class_counts.detach().to("cpu", torch.float64)
-    wrong = ~torch.isfinite(counts) | (counts < 0)
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values.astype(np.float64))
+    values = values.detach().to("cpu", torch.float64)
+    wrong = ~torch.isfinite(values) | (values < 0)
     if wrong.any():
-        raise ValueError(f"class_counts must be finite and >= 0, got {counts[wrong][0].item():g}")
-    if not counts.any():
-        raise ValueError("class_counts must be > 0 for at least one class, got only zeros")
-    return counts
+        raise ValueError(f"{name} must be finite and >= 0, got {values[wrong][0].item():g}")
+    if not values.any():
+        raise ValueError(f"{name} must be > 0 for at least one class, got only zeros")
+    return values
+
+
+def check_class_images(
+    class_images: ClassCounts | None, counts: Tensor, num_images: int | None = None
+) -> Tensor:
+    """Return the number of images that hold each class as a float64 tensor (L,) on the CPU.
+
+    Raises ValueError if they are missing, not as `check_class_counts` allows, not as many as the
+    class counts, above ``num_images``, or 0 for other classes than the counts are.
+    """
+    if class_images is None:
+        raise ValueError(
+            "class_images must be the number of training images that hold each class, which this "
+            "loss needs, got None; (patlib.data.class_sizes(dataset) > 0).sum(0) returns them"
+        )
+    images = _check_per_class("class_images", class_images, len(counts))
+    if ((images > 0) != (counts > 0)).any():
+        wrong = int(((images > 0) != (counts > 0)).nonzero()[0])
+        raise ValueError(
+            "class_images must be 0 exactly where class_counts is 0, got "
+            f"{images[wrong].item():g} images and {counts[wrong].item():g} pixels of class {wrong}"
+        )
+    if num_images is not None and (images > num_images).any():
+        raise ValueError(
+            f"class_images must be <= num_images={num_images}, got {images.max().item():g}"
+        )
+    return images
+
+
+def check_class_weights(weights: Any, num_classes: int | None) -> Tensor:
+    """Return a weight of each class as a float64 tensor (L,) on the CPU.
+
+    Raises ValueError if they are not numbers, not 1-D, negative, not finite, all 0, or not
+    ``num_classes`` long.
+    """
+    if isinstance(weights, str | dict | bool) or not hasattr(weights, "__len__"):
+        raise ValueError(
+            "class_weights must be None, 'inverse', 'median_frequency', 'enet' or one number for "
+            f"each class, got {weights!r}"
+        )
+    return _check_per_class("class_weights", weights, num_classes)
+
+
+def check_class_sizes(class_sizes: Any, num_classes: int | None) -> Tensor:
+    """Return the pixels of each class in each image as a float64 tensor (N, L) on the CPU."""
+    if not isinstance(class_sizes, Tensor):
+        class_sizes = torch.from_numpy(np.asarray(class_sizes))
+    sizes = class_sizes.detach().to("cpu", torch.float64)
+    wrong = sizes.ndim != 2 or not sizes.any() or not torch.isfinite(sizes).all()
+    if wrong or (sizes < 0).any() or num_classes not in (None, sizes.shape[1]):
+        raise ValueError(
+            "class_sizes must be the valid pixels of each class in each training image, of shape "
+            f"(N, {num_classes or 'L'}), finite, >= 0 and not all 0, got shape "
+            f"{tuple(class_sizes.shape)}; patlib.data.class_sizes(dataset) returns them"
+        )
+    return sizes
 
 
 def fill_absent(counts: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from patlib.checks import check_choice, check_integer
 
-from ._checks import REDUCTIONS, Labels, check_ignore_index
+from ._checks import REDUCTIONS, Labels, check_class_sizes, check_ignore_index
 
 # f: log p to (f, derivative of f). z: (logits, classes) to adjusted logits. g: log p to a number.
 Pointwise = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -99,7 +99,7 @@ def reduce(loss: Tensor, labels: Labels, reduction: str) -> Tensor:
     return total if reduction == "sum" else total / labels.num_valid().clamp_min(1)
 
 
-class PixelLoss(nn.Module):
+class SegmentationLoss(nn.Module):
     """Base of the Modules of this package: `num_classes`, `ignore_index`, `reduction`.
 
     A loss keeps its constants of the classes as buffers that are not in its `state_dict`: they are
@@ -112,11 +112,16 @@ class PixelLoss(nn.Module):
 
     Attributes:
         label, color, marker: how figures and tables show the loss.
+        logit_scale: s, if the loss takes the softmax of s · logits; 1 otherwise.
     """
 
     label: ClassVar[str]
     color: ClassVar[str]
     marker: ClassVar[str]
+
+    @property
+    def logit_scale(self) -> float:
+        return 1.0
 
     def __init__(
         self,
@@ -135,6 +140,33 @@ class PixelLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
 
+    def class_prior(self, class_sizes: Tensor) -> Tensor | None:
+        """The class prior under which the loss trains: float64 (L,) on the CPU, summing to 1.
+
+        It is softmax(logit_scale · x) for the logits x that minimise the loss over the training
+        set where the images tell nothing: the same L logits for every pixel. The training set
+        counts as one batch, or as batches with equally many valid pixels. A class without pixels
+        has prior 0. Only the ratios matter to a shift of the logits from one prior to another,
+
+            labels = argmax_c ( logit_scale · x_c - κ (log q_c - log π_c) ),
+
+        with q this prior and π the shares of the training pixels: κ = 1 undoes the loss's prior.
+
+        Args:
+            class_sizes: valid pixels of each class in each training image, (N, L), as
+                `patlib.data.class_sizes(dataset)` gives them.
+
+        Returns:
+            None for losses that have no such prior, because they are no sum over pixels.
+
+        Raises:
+            ValueError: class_sizes are not as said.
+        """
+        return self._prior(check_class_sizes(class_sizes, self.num_classes))
+
+    def _prior(self, class_sizes: Tensor) -> Tensor | None:
+        raise NotImplementedError
+
     @property
     def __name__(self) -> str:
         # segmentation_models_pytorch's TrainEpoch logs a loss under this name.
@@ -143,6 +175,8 @@ class PixelLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # A constant of each class follows .to(device), but stays float64 when the model around it
         # is turned into half or bfloat16, where log(10**7) is off by 0.06. (MPS has no float64.)
+        for module in self.children():
+            module._apply(fn)
         for name, constant in list(self.named_buffers(recurse=False)):
             device = fn(constant.float()).device
             dtype = torch.float32 if device.type == "mps" else torch.float64

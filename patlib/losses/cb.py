@@ -8,8 +8,9 @@ from torch import Tensor
 from patlib.checks import check_number
 
 from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
-from ._formula import PixelLoss, cross_entropy, reduce
+from ._formula import SegmentationLoss, cross_entropy, reduce
 from ._fused import pixel_loss
+from ._prior import normalised
 
 
 def cb_weights(class_counts: ClassCounts, beta: float | None = None) -> Tensor:
@@ -85,7 +86,7 @@ def cb_loss(
     return loss(logits, target)
 
 
-class CBLoss(PixelLoss):
+class CBLoss(SegmentationLoss):
     """Class-balanced cross-entropy as a Module: see `cb_loss`.
 
     >>> import torch
@@ -120,3 +121,6 @@ class CBLoss(PixelLoss):
         labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
         loss, _ = pixel_loss(logits, labels, cross_entropy, weights=self.class_weights)
         return reduce(loss, labels, self.reduction)
+
+    def _prior(self, class_sizes: Tensor) -> Tensor:
+        return normalised(class_sizes.sum(0) * self.class_weights.to(class_sizes))

@@ -5,8 +5,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ._checks import ClassCounts, check_batch
-from ._formula import PixelLoss, reduce
+from ._formula import SegmentationLoss, reduce
 from ._fused import pixel_loss
+from ._prior import pointwise_prior
 from .cb import cb_weights
 from .focal import check_gamma, focal
 
@@ -52,7 +53,7 @@ def cb_focal_loss(
     return loss(logits, target)
 
 
-class CBFocalLoss(PixelLoss):
+class CBFocalLoss(SegmentationLoss):
     """Class-balanced focal loss as a Module: see `cb_focal_loss`.
 
     >>> import torch
@@ -91,3 +92,7 @@ class CBFocalLoss(PixelLoss):
             logits, labels, lambda log_p: focal(log_p, self.gamma), weights=self.class_weights
         )
         return reduce(loss, labels, self.reduction)
+
+    def _prior(self, class_sizes: Tensor) -> Tensor:
+        mass = class_sizes.sum(0) * self.class_weights.to(class_sizes)
+        return pointwise_prior(mass, lambda log_p: focal(log_p, self.gamma))

@@ -1,5 +1,6 @@
 """Focal loss."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -7,9 +8,16 @@ from torch import Tensor
 
 from patlib.checks import check_number
 
-from ._checks import check_batch, check_channels
-from ._formula import PixelLoss, reduce, smallest_log
+from ._checks import ClassCounts, check_batch, check_channels
+from ._formula import SegmentationLoss, reduce, smallest_log
 from ._fused import pixel_loss
+from ._prior import pointwise_prior
+from .class_weights import (
+    ClassWeights,
+    resolve_class_weights,
+    weights_of_call,
+    with_weights,
+)
 
 
 def check_gamma(gamma: float) -> float:
@@ -36,36 +44,50 @@ def focal_loss(
     target: Tensor,
     *,
     gamma: float = 2.0,
+    class_weights: Sequence[float] | Tensor | None = None,
     ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """Focal loss, softmax form: (1 - p)^γ · (-log p).
+    """Focal loss, softmax form: w · (1 - p)^γ · (-log p).
 
     p is the softmax probability of the pixel's true class. The larger γ, the less well-classified
-    pixels weigh; γ = 0 is cross-entropy.
+    pixels weigh; γ = 0 is cross-entropy. w is the α of the original, one number for each class; the
+    mean divides by the number of valid pixels, not by the sum of their weights (see `ce_loss`).
 
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         gamma: the focusing exponent γ >= 0, without unit.
+        class_weights: w, (L,), finite, >= 0; None for 1. The Module makes them by a scheme.
         ignore_index: label of the pixels to leave out; None to leave out none.
-        reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
-            "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
+        reduction: "mean", the sum of the (weighted) losses divided by the number of valid pixels of
+            the batch (0 if it has none); the "sum"; or "none": one value a pixel,
+            `(B, *spatial)`, 0 at ignored ones.
 
     Raises:
-        ValueError: γ negative or not finite; shapes, types or labels other than these.
+        ValueError: γ negative or not finite; weights negative, not finite or not L; shapes,
+            types or labels other than these.
 
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. (4), with the
-    softmax probability of the true class for p_t and without the class weight α.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. (5), with the
+    softmax probability of the true class for p_t.
     """
     gamma = check_gamma(gamma)
     labels = check_batch(logits, target, ignore_index, reduction)
-    loss, _ = pixel_loss(logits, labels, lambda log_p: focal(log_p, gamma))
+    weights = weights_of_call(class_weights, labels.num_classes)
+    loss, _ = pixel_loss(logits, labels, lambda log_p: focal(log_p, gamma), weights=weights)
     return reduce(loss, labels, reduction)
 
 
-class FocalLoss(PixelLoss):
+class FocalLoss(SegmentationLoss):
     """Focal loss as a Module: see `focal_loss`.
+
+    Args:
+        gamma: the focusing exponent γ >= 0.
+        class_weights: w of the class of a pixel: None for 1; L numbers >= 0, taken as they are; or
+            "inverse", "median_frequency" or "enet", made by
+            `patlib.losses.class_weights.class_weights` from the counts.
+        class_counts: n_c, valid pixels per class of the training set, (L,); needed for a scheme.
+        class_images: training images that hold each class, (L,); needed for "median_frequency".
 
     >>> import torch
     >>> from patlib.losses import FocalLoss
@@ -83,12 +105,21 @@ class FocalLoss(PixelLoss):
         self,
         *,
         gamma: float = 2.0,
+        class_weights: ClassWeights = None,
+        class_counts: ClassCounts | None = None,
+        class_images: ClassCounts | None = None,
         num_classes: int | None = None,
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
+        shown, weights = resolve_class_weights(
+            class_weights, num_classes, class_counts, class_images
+        )
+        num_classes = num_classes if weights is None else len(weights)
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
         self.gamma = check_gamma(gamma)
+        self.class_weights = shown
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         check_channels(logits, self.num_classes)
@@ -96,6 +127,11 @@ class FocalLoss(PixelLoss):
             logits,
             target,
             gamma=self.gamma,
+            class_weights=self.weights,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
+
+    def _prior(self, class_sizes: Tensor) -> Tensor:
+        mass = with_weights(class_sizes.sum(0), self.weights)
+        return pointwise_prior(mass, lambda log_p: focal(log_p, self.gamma))

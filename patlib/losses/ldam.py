@@ -1,5 +1,7 @@
 """Label-distribution-aware margin loss."""
 
+import warnings
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,7 +11,7 @@ from patlib.checks import check_number
 
 from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
 from ._formula import (
-    PixelLoss,
+    SegmentationLoss,
     computed_in,
     cross_entropy,
     is_true_class,
@@ -17,6 +19,9 @@ from ._formula import (
     reduce,
 )
 from ._fused import pixel_loss
+from ._prior import normalised, softmax_prior
+from .cb import cb_weights
+from .class_weights import weights_of_call, with_weights
 
 
 def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
@@ -44,6 +49,7 @@ def ldam_loss(
     *,
     max_margin: float = 0.5,
     scale: float = 20.0,
+    class_weights: Sequence[float] | Tensor | None = None,
     ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
@@ -52,8 +58,9 @@ def ldam_loss(
     The true class y must win by a margin Δ_y that is larger the fewer pixels n_y the class has in
     the training set; the rarest class has `max_margin`.
 
-    As the PAT paper uses it: without the normalised features and classifier of the original, for
-    whose logits in [-1, 1] margin and scale were made, and without its deferred re-weighting.
+    The defaults are the bare form of the PAT paper. Margin and scale were made for logits in
+    [-1, 1]: the authors of LDAM take s = 30, a normalised classifier (`normalized_classifier=True`
+    of the networks), and deferred re-weighting (`deferred` of the Module).
 
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
@@ -63,6 +70,8 @@ def ldam_loss(
             the margins only once.
         max_margin: largest margin, in logits before scaling, >= 0.
         scale: s > 0, multiplies all logits after the margin.
+        class_weights: (L,), finite, >= 0, multiply the losses of the pixels of each class; None
+            for 1. The Module makes those of deferred re-weighting.
         ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
@@ -81,11 +90,25 @@ def ldam_loss(
         ignore_index=ignore_index,
         reduction=reduction,
     )
-    return loss(logits, target)
+    return loss.weighted(logits, target, class_weights)
 
 
-class LDAMLoss(PixelLoss):
+class LDAMLoss(SegmentationLoss):
     """Label-distribution-aware margin loss as a Module: see `ldam_loss`.
+
+    Deferred re-weighting (DRW): when `progress` has reached `deferred`, the loss of each pixel is
+    multiplied by the weight of its class, in the ratios of `cb_weights` and scaled so that the mean
+    weight of a training pixel is 1, so that the size of the loss stays. (The authors divide by the
+    sum of the weights of the batch, of which this is the expectation; they start after 0.8 of the
+    training.) `patlib.training` sets `progress`; in a loop of your own, set it before each epoch.
+
+    Args:
+        class_counts, max_margin, scale, ignore_index, reduction: see `ldam_loss`.
+        deferred: share of the training, > 0 and < 1, after which classes are weighted; None for
+            never.
+
+    Attributes:
+        progress: share of the training that is done, in [0, 1]; 0 when the loss is built.
 
     >>> import torch
     >>> from patlib.losses import LDAMLoss
@@ -96,6 +119,10 @@ class LDAMLoss(PixelLoss):
     [0.25, 0.5]
     >>> round(loss(logits, target).item(), 4)  # about scale x mean margin
     7.5034
+    >>> loss = LDAMLoss(class_counts=[90, 10], deferred=0.8)
+    >>> loss.progress = 0.8
+    >>> [round(w, 3) for w in loss.current_weights().tolist()]
+    [0.657, 4.089]
     """
 
     label: ClassVar[str] = "LDAM"
@@ -108,6 +135,7 @@ class LDAMLoss(PixelLoss):
         *,
         max_margin: float = 0.5,
         scale: float = 20.0,
+        deferred: float | None = None,
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
@@ -115,10 +143,44 @@ class LDAMLoss(PixelLoss):
         super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
         self.max_margin = max_margin
         self.scale = check_number("scale", scale, above=0)
+        self.deferred, weights = deferred, None
+        if deferred is not None:
+            self.deferred = check_number("deferred", deferred, above=0, below=1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of absent classes, which the margins warned of
+                weights = cb_weights(class_counts)
+            counts = check_class_counts(class_counts)
+            weights = weights * counts.sum() / (weights * counts).sum()
+        self._progress = 0.0
         self.register_buffer("margins", margins, persistent=False)
+        self.register_buffer("deferred_weights", weights, persistent=False)
+
+    @property
+    def logit_scale(self) -> float:
+        return self.scale
+
+    @property
+    def progress(self) -> float:
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = check_number("progress", value, minimum=0, maximum=1)
+
+    def current_weights(self) -> Tensor | None:
+        """The weights of the classes at this `progress`, float64 (L,); None before `deferred`."""
+        started = self.deferred is not None and self._progress >= self.deferred
+        return self.deferred_weights if started else None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.weighted(logits, target, self.current_weights())
+
+    def weighted(
+        self, logits: Tensor, target: Tensor, class_weights: Sequence[float] | Tensor | None
+    ) -> Tensor:
+        """The loss under these weights of the classes, (L,), whatever the progress."""
         labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
+        weights = weights_of_call(class_weights, labels.num_classes)
         scale = self.scale
         shifts = (-scale * self.margins).to(logits.device, computed_in(logits))  # -s Δ
 
@@ -129,5 +191,14 @@ class LDAMLoss(PixelLoss):
             shift = shifts.expand(len(label), -1).gather(1, label)
             return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
 
-        loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=with_margin, scale=scale)
+        loss, _ = pixel_loss(
+            logits, labels, cross_entropy, weights=weights, adjust=with_margin, scale=scale
+        )
         return reduce(loss, labels, self.reduction)
+
+    def _prior(self, class_sizes: Tensor) -> Tensor:
+        # At the end of the training: with the deferred weights, if there are any.
+        mass = with_weights(class_sizes.sum(0), self.deferred_weights)
+        # A row for each true class, whose logit alone is lowered by its margin.
+        offsets = torch.diag(-self.scale * self.margins.to(mass))
+        return softmax_prior(mass, offsets, normalised(mass))

@@ -1,18 +1,30 @@
 """Pixel-wise adaptive training (PAT), the loss of the paper."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from patlib.checks import check_choice, check_number
+from patlib.checks import check_choice, check_integer, check_number
 
-from ._checks import check_batch, check_channels
-from ._formula import PixelLoss, computed_in, reduce, smallest_log
+from ._checks import (
+    ClassCounts,
+    check_batch,
+    check_channels,
+    check_class_counts,
+    check_class_images,
+    check_class_weights,
+    fill_absent,
+)
+from ._formula import SegmentationLoss, computed_in, reduce, smallest_log
 from ._fused import pixel_loss
+from ._prior import pointwise_prior
+from .class_weights import weights_of_call, with_weights
 
 WEIGHTS = ("beta", "none")
 NORMALIZATIONS = ("images", "weights")
+SIZES = ("image", "dataset")
 # exp(60) times any loss still has a float32; see `check_pat`.
 LARGEST_EXPONENT = 60.0
 
@@ -33,7 +45,7 @@ def check_pat(
     if not isinstance(weight, str):
         raise ValueError(
             f"weight must be one of {', '.join(map(repr, WEIGHTS))}, got {weight!r}; it says "
-            "whether PAT multiplies by beta: PAT has no weight of each class"
+            "whether PAT multiplies by beta, and is no weight of each class"
         )
     check_choice("weight", weight, WEIGHTS)
     check_choice("normalize", normalize, NORMALIZATIONS)
@@ -53,6 +65,76 @@ def size_weights(class_sizes: Tensor, exponent: float, dtype: torch.dtype) -> Te
     return class_sizes.clamp_min(1).to(dtype) ** -exponent
 
 
+def pat_class_weights(
+    sizes: str,
+    size_exponent: float,
+    presence_exponent: float,
+    class_counts: ClassCounts | None = None,
+    class_images: ClassCounts | None = None,
+    num_images: int | None = None,
+) -> Tensor | None:
+    """What PAT multiplies into a pixel's weight for its class alone: float64 (L,), on the CPU::
+
+        (m_l / N)^-b                     sizes="image"
+        (n_l / N)^-a · (m_l / N)^-b      sizes="dataset"
+
+    with n_l the valid pixels of class l in the N training images and m_l the number of these images
+    that hold it; None where that is 1 for all classes. A class without pixels is treated as the
+    rarest of the others.
+
+    Args:
+        sizes, size_exponent, presence_exponent: a and b, see `PATLoss`.
+        class_counts: n_l, (L,).
+        class_images: m_l, (L,); needed for b > 0.
+        num_images: N; needed for sizes="dataset" and for b > 0.
+
+    Raises:
+        ValueError: what is needed is missing, or not as `check_class_counts` allows.
+    """
+    over_dataset = sizes == "dataset"
+    if not over_dataset and presence_exponent == 0:
+        return None
+    counts = check_class_counts(class_counts)
+    if num_images is None:
+        raise ValueError(
+            "num_images must be the number of training images, which PAT needs for "
+            "sizes='dataset' and for presence_exponent > 0, got None"
+        )
+    num_images = check_integer("num_images", num_images, minimum=1)
+    weights = torch.ones_like(counts)
+    if over_dataset:
+        weights *= (fill_absent(counts) / num_images) ** -size_exponent
+    if presence_exponent > 0:
+        images = check_class_images(class_images, counts, num_images)
+        if over_dataset:  # of absent classes fill_absent has warned
+            images = images.where(images > 0, images[images > 0].min())
+        else:
+            images = fill_absent(images)
+        weights *= (images / num_images) ** -presence_exponent
+    return weights
+
+
+def beta(p: Tensor, temperature: float, epsilon: float, weight: str) -> Tensor:
+    """β of the probabilities p; 1 for weight="none"."""
+    if weight == "none":
+        return torch.ones_like(p)
+    return torch.exp((1 - epsilon - p) / temperature)  # Eq. (5)
+
+
+def confidence_weighted(
+    log_p: Tensor, temperature: float, epsilon: float, weight: str, detach: bool
+) -> tuple[Tensor, Tensor]:
+    """β(p) · (-log p), element by element, and its derivative by log p."""
+    finite = log_p.clamp_min(smallest_log(log_p.dtype))  # p log p is 0 at p = 0
+    p = finite.exp()
+    b = beta(p, temperature, epsilon, weight)
+    constant = detach or weight == "none"
+    loss = (b.detach() if constant else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
+    # By log p, of which the derivative of β is -β p / T.
+    derivative = -b if constant else torch.addcmul(b, b * -finite, p, value=1 / temperature).neg_()
+    return loss, derivative
+
+
 def pat_loss(
     logits: Tensor,
     target: Tensor,
@@ -63,6 +145,7 @@ def pat_loss(
     weight: str = "beta",
     normalize: str = "images",
     detach: bool = False,
+    class_weights: Sequence[float] | Tensor | None = None,
     ignore_index: int | None = 255,
     reduction: str = "mean",
 ) -> Tensor:
@@ -91,6 +174,8 @@ def pat_loss(
             sum with another loss, such as Dice, or scale PAT down.
         detach: True stops the gradient through β. The paper does not say; the authors' released
             code lets it flow, as False does.
+        class_weights: (L,), finite, >= 0, multiply the weights β / S^a of the pixels of each
+            class; None for 1, as in the paper. The Module makes them for its variants.
         ignore_index: label of the pixels to leave out, None for none; they count in no S.
         reduction: "mean" as `normalize` says (0 for a batch without valid pixels); "sum" of the
             weighted losses; or "none": one weighted value a pixel, `(B, *spatial)`, 0 at ignored
@@ -98,7 +183,8 @@ def pat_loss(
 
     Raises:
         ValueError: a parameter of the wrong type or out of bounds; T so small that β overflows
-            float32; shapes, types or labels other than these.
+            float32; class weights negative, not finite or not L; shapes, types or
+            labels other than these.
 
     Source: "PAT: Pixel-wise Adaptive Training for Long-tailed Segmentation", Eq. (4) and (5).
     """
@@ -107,30 +193,18 @@ def pat_loss(
     )
     labels = check_batch(logits, target, ignore_index, reduction)
     weights = size_weights(labels.class_sizes(), size_exponent, computed_in(logits))  # 1 / S^a
-
-    def beta(p: Tensor) -> Tensor:
-        if weight == "none":
-            return torch.ones_like(p)
-        return torch.exp((1 - epsilon - p) / temperature)  # Eq. (5)
-
-    def confidence_weighted(log_p: Tensor) -> tuple[Tensor, Tensor]:
-        finite = log_p.clamp_min(smallest_log(log_p.dtype))  # p log p is 0 at p = 0
-        p = finite.exp()
-        b = beta(p)
-        constant = detach or weight == "none"
-        loss = (b.detach() if constant else b) * -log_p  # Eq. (4), a pixel, but for 1 / S^a
-        # By log p, of which the derivative of β is -β p / T.
-        derivative = (
-            -b if constant else torch.addcmul(b, b * -finite, p, value=1 / temperature).neg_()
-        )
-        return loss, derivative
-
+    if class_weights is not None:
+        weights = weights * weights_of_call(class_weights, labels.num_classes).to(weights)
     loss, total = pixel_loss(
         logits,
         labels,
-        confidence_weighted,
+        lambda log_p: confidence_weighted(log_p, temperature, epsilon, weight, detach),
         weights=weights,
-        total_of=(lambda log_p: beta(log_p.exp())) if normalize == "weights" else None,
+        total_of=(
+            (lambda log_p: beta(log_p.exp(), temperature, epsilon, weight))
+            if normalize == "weights"
+            else None
+        ),
     )
     if reduction != "mean":
         return reduce(loss, labels, reduction)
@@ -139,8 +213,30 @@ def pat_loss(
     return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
 
 
-class PATLoss(PixelLoss):
+class PATLoss(SegmentationLoss):
     """Pixel-wise adaptive training as a Module: see `pat_loss`.
+
+    Two variants, off by default, put in the place of β / (S_i^l)^a::
+
+        β / (S_i^l)^a · (m_l / N)^-b     sizes="image"
+        β / (n_l / N)^a · (m_l / N)^-b   sizes="dataset"
+
+    with n_l the valid pixels of class l in the N training images, m_l the number of these images
+    that hold it. Each image's pixels of a class sum to 1 in Eq. (4), whatever their number: a class
+    counts as often as there are images with it. b = 1 takes that off again, and
+    sizes="dataset" with a = 1 takes off the frequency of the class in the pixels of the training
+    set (which is inverse class frequency with β). With one training image
+    both `sizes` are the same.
+
+    Args:
+        temperature, epsilon, size_exponent, weight, normalize, detach: see `pat_loss`.
+        sizes: which size of the class a pixel's weight has: that in its "image" (the paper), or
+            that in the "dataset".
+        presence_exponent: b, 0 <= b < 5, without unit; 0 in the paper.
+        class_counts: n_l, (L,); needed for sizes="dataset" and for b > 0. A class without pixels
+            is treated as the rarest of the others.
+        class_images: m_l, (L,); needed for b > 0.
+        num_images: N; needed for sizes="dataset" and for b > 0.
 
     >>> import torch
     >>> from patlib.losses import PATLoss
@@ -166,10 +262,24 @@ class PATLoss(PixelLoss):
         weight: str = "beta",
         normalize: str = "images",
         detach: bool = False,
+        sizes: str = "image",
+        presence_exponent: float = 0.0,
+        class_counts: ClassCounts | None = None,
+        class_images: ClassCounts | None = None,
+        num_images: int | None = None,
         num_classes: int | None = None,
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
+        check_choice("sizes", sizes, SIZES)
+        presence_exponent = check_number("presence_exponent", presence_exponent, minimum=0, below=5)
+        check_pat(temperature, epsilon, size_exponent, weight, normalize, detach)
+        class_weights = pat_class_weights(
+            sizes, size_exponent, presence_exponent, class_counts, class_images, num_images
+        )
+        if class_weights is not None:
+            check_class_weights(class_weights, num_classes)
+            num_classes = len(class_weights)
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
         self.temperature, self.epsilon, self.size_exponent = check_pat(
             temperature, epsilon, size_exponent, weight, normalize, detach
@@ -177,6 +287,9 @@ class PATLoss(PixelLoss):
         self.weight = weight
         self.normalize = normalize
         self.detach = detach
+        self.sizes = sizes
+        self.presence_exponent = presence_exponent
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         check_channels(logits, self.num_classes)
@@ -185,10 +298,23 @@ class PATLoss(PixelLoss):
             target,
             temperature=self.temperature,
             epsilon=self.epsilon,
-            size_exponent=self.size_exponent,
+            # The sizes in the data set are in the weights of the classes.
+            size_exponent=self.size_exponent if self.sizes == "image" else 0.0,
             weight=self.weight,
             normalize=self.normalize,
             detach=self.detach,
+            class_weights=self.class_weights,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+        )
+
+    def _prior(self, class_sizes: Tensor) -> Tensor:
+        pixels = class_sizes  # Σ_i S_i^(1-a), with the weights of the classes
+        if self.sizes == "image":
+            pixels = (class_sizes ** (1 - self.size_exponent)).where(class_sizes > 0, 0)
+        return pointwise_prior(
+            with_weights(pixels.sum(0), self.class_weights),
+            lambda log_p: confidence_weighted(
+                log_p, self.temperature, self.epsilon, self.weight, self.detach
+            ),
         )

@@ -1,7 +1,8 @@
 """Segmentation networks: floating-point images in [0, 1] to linear logits, at any size from 32.
 
 ``model.classifier`` is the last convolution of every network. Its input is the last feature map,
-which all classes share, its output the logits; a forward hook sees both.
+which all classes share, its output the logits; a forward hook sees both. With
+``normalized_classifier=True`` it is a :class:`NormalizedConv2d`: its logits are cosines.
 """
 
 import inspect
@@ -11,7 +12,8 @@ from torch import nn
 
 from patlib.checks import check_choice, check_parameters
 from patlib.models.attention_unet import AttentionGate, AttentionUNet
-from patlib.models.encoder_unet import ENCODERS, EncoderUNet
+from patlib.models.encoder_unet import ENCODERS, EncoderUNet, pretrained_source
+from patlib.models.layers import NormalizedConv2d
 from patlib.models.segnet import SegNet
 from patlib.models.unet import UNet
 from patlib.models.unetplusplus import UNetPlusPlus
@@ -28,7 +30,9 @@ __all__ = [
     "MODELS",
     "AttentionGate",
     "EncoderUNet",
+    "NormalizedConv2d",
     "build_model",
+    "pretrained_source",
     *(model.__name__ for model in MODELS.values()),
 ]
 
@@ -44,7 +48,8 @@ def build_model(name: str, num_classes: int, **params: Any) -> nn.Module:
         name: one of ``MODELS``.
         num_classes: channels of the logits.
         **params: of the network, see its class: ``width`` (segnet, attention_unet), ``stages``
-            (segnet); ``encoder``, ``encoder_weights`` (unet, unetplusplus).
+            (segnet); ``encoder``, ``encoder_weights`` (unet, unetplusplus);
+            ``normalized_classifier`` (all).
 
     Returns:
         A module from images (B, 3, H, W) to logits (B, num_classes, H, W).

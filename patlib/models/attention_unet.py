@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
 
 
 class AttentionGate(nn.Module):
@@ -52,6 +52,8 @@ class AttentionUNet(nn.Module):
     Args:
         num_classes: channels of the logits.
         width: channels of the finest level.
+        normalized_classifier: whether the classifier is a :class:`NormalizedConv2d`, so that the
+            logits are cosines in [-1, 1]: for losses that scale them, such as LDAM.
 
     Shape:
         images: floating point (B, 3, H, W) in [0, 1], H and W at least 32.
@@ -63,7 +65,7 @@ class AttentionUNet(nn.Module):
 
     label = "Attention U-Net"
 
-    def __init__(self, num_classes: int, width: int = 32):
+    def __init__(self, num_classes: int, width: int = 32, normalized_classifier: bool = False):
         super().__init__()
         check_integer("num_classes", num_classes, minimum=1)
         check_integer("width", width, minimum=1)
@@ -76,7 +78,7 @@ class AttentionUNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, c, 2, stride=2) for c, below in steps)
         self.gates = nn.ModuleList(AttentionGate(c, below, c) for c, below in steps[:-1])
         self.decoder = nn.ModuleList(conv_bn_relu(2 * c, c, c) for c, _ in steps)
-        self.classifier = nn.Conv2d(width, num_classes, kernel_size=1)
+        self.classifier = classifier(width, num_classes, 1, normalized_classifier)
         initialise(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from patlib.checks import check_choice
+
 MIN_SIZE = 32
 
 
@@ -46,6 +48,43 @@ def conv_bn_relu(*channels: int) -> nn.Sequential:
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
+
+
+class NormalizedConv2d(nn.Conv2d):
+    """Convolution of features and weights of length 1: cosines, in [-1, 1], and no bias.
+
+        output_c = w_c · x / (|w_c| |x|)
+
+    with x the patch of features under the kernel (zeros beyond the border), of all channels, and
+    w_c the weights of class c. Where all features of a patch are 0 the output is 0. The lengths are
+    computed in float32 at least.
+
+    Source: the classifier of Cao et al. (NeurIPS 2019) for LDAM, in their code ``NormedLinear``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int):
+        padding = kernel_size // 2
+        super().__init__(inputs, outputs, kernel_size, padding=padding, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        dots = super().forward(features)
+        exact = torch.promote_types(features.dtype, torch.float32)
+        squares = features.to(exact).square().sum(1, keepdim=True)
+        # The sum over the kernel, at each position.
+        k, padding = self.kernel_size, self.padding
+        squares = F.avg_pool2d(squares, k, stride=1, padding=padding, divisor_override=1)
+        weights = self.weight.to(exact).square().sum((1, 2, 3)).view(-1, 1, 1)
+        # The bound keeps the root's derivative finite.
+        lengths = squares.clamp_min(1e-24).sqrt() * weights.clamp_min(1e-24).sqrt()
+        return (dots.to(exact) / lengths).clamp(-1, 1).to(dots.dtype)
+
+
+def classifier(inputs: int, outputs: int, kernel_size: int, normalized: bool) -> nn.Conv2d:
+    """The last convolution of a network, from feature maps to logits of the same size."""
+    check_choice("normalized_classifier", normalized, (False, True))
+    if normalized:
+        return NormalizedConv2d(inputs, outputs, kernel_size)
+    return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
 
 
 def initialise(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
 
 # Of each stage, as in VGG16: convolutions, and channels as multiples of the width.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -31,6 +31,8 @@ class SegNet(nn.Module):
         num_classes: channels of the logits.
         width: channels of the first stage.
         stages: how many of the five stages, 1 to 5.
+        normalized_classifier: whether the classifier is a :class:`NormalizedConv2d`, so that the
+            logits are cosines in [-1, 1]: for losses that scale them, such as LDAM.
 
     Shape:
         images: floating point (B, 3, H, W) in [0, 1], H and W at least 32.
@@ -42,7 +44,13 @@ class SegNet(nn.Module):
 
     label = "SegNet"
 
-    def __init__(self, num_classes: int, width: int = 32, stages: int = 5):
+    def __init__(
+        self,
+        num_classes: int,
+        width: int = 32,
+        stages: int = 5,
+        normalized_classifier: bool = False,
+    ):
         super().__init__()
         check_integer("num_classes", num_classes, minimum=1)
         check_integer("width", width, minimum=1)
@@ -53,7 +61,7 @@ class SegNet(nn.Module):
         self.encoder = nn.ModuleList(conv_bn_relu(b, *[c] * n) for b, c, n in plan)
         self.decoder = nn.ModuleList(conv_bn_relu(*[c] * n, b) for b, c, n in reversed(plan[1:]))
         self.decoder.append(conv_bn_relu(width, width))
-        self.classifier = nn.Conv2d(width, num_classes, kernel_size=3, padding=1)
+        self.classifier = classifier(width, num_classes, 3, normalized_classifier)
         initialise(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -106,6 +106,11 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     check_parameters("a run", settings, known)
     if settings.get("image_size") is None:
         raise ValueError("image_size must be (H, W) in a grid, got None")
+    if settings.get("precision") == "auto":
+        raise ValueError(
+            "precision must be named in a grid, so that its runs are the same on every machine, "
+            "got 'auto'"
+        )
     somewhere = None if settings.get("dataset", "synthetic") == "synthetic" else "."
     return RunConfig(**settings, data_root=somewhere).settings()
 

@@ -1,5 +1,6 @@
 """The runs of a grid with their records, and their scores as tables."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from patlib.checks import check_choice
 from patlib.data import DATASETS
+from patlib.metrics import score_groups, scores_of_counts
 from patlib.records import RunRecord
 from patlib.study.grids import PlannedRun, load_grid, load_records
 
 ROOT = Path(__file__).parents[2]  # of the repository, where commands are run
+#: the training images that hold each class, for records made before 0.2.0 (``study/scores.py``):
+#: fingerprint of the training split -> number of each class
+CLASS_IMAGES = ROOT / "study" / "records" / "class_images.json"
 
 
 class Benchmark(NamedTuple):
@@ -60,8 +66,45 @@ class Run:
         return Benchmark(*(self.planned.settings[name] for name in Benchmark._fields))
 
     def score(self, metric: str, split: str = "test") -> Any:
-        """A score of the record, in [0, 1]; of ``SegmentationMetrics.compute``."""
-        return self.record.result[split][metric]
+        """A score of the run: of its record, or else computed from its counts.
+
+        Args:
+            metric: such as ``"miou"``; see :class:`patlib.training.Evaluation`.
+            split: ``"test"`` or ``"validation"``.
+
+        Raises:
+            ValueError: the run has no such score.
+        """
+        stored = self.record.result[split]
+        if metric in stored:
+            return stored[metric]
+        scores = self.all_scores(split)
+        return scores[check_choice("metric", metric, list(scores))]
+
+    def all_scores(self, split: str = "test") -> dict[str, Any]:
+        """Every score of the run: those of its record, and those that its counts add.
+
+        Records made before 0.2.0 lack some. ``boundary_iou`` and, of a run without
+        ``validation_counts``, new scores on the validation part do not follow from its counts.
+        """
+        stored = self.record.result[split]
+        name = "counts" if split == "test" else f"{split}_counts"
+        with np.load(self.images_path) as file:
+            counts = file[name] if name in file else None
+        if counts is None:
+            return dict(stored)
+        groups = score_groups(self.record.result["class_counts"], self.class_images)
+        return {**scores_of_counts(counts, groups), **stored}
+
+    @property
+    def class_images(self) -> list[int] | None:
+        """Training images that hold each class, (L,); None if nobody counted them."""
+        if "class_images" in self.record.result:
+            return self.record.result["class_images"]
+        if not CLASS_IMAGES.is_file():  # not in a clone
+            return None
+        fingerprint = self.record.provenance["data"]["train"]
+        return json.loads(CLASS_IMAGES.read_text()).get(fingerprint)
 
     @property
     def images_path(self) -> Path:
@@ -71,15 +114,17 @@ class Run:
             raise FileNotFoundError(f"there is a record but no {path}: copy both files of a run")
         return path
 
-    def images(self) -> dict[str, np.ndarray]:
+    def images(self, names: Sequence[str] = ("counts", "shown", "labels")) -> dict[str, np.ndarray]:
         """What the run keeps of its N test images.
 
-        Returns:
-            ``counts`` int32 (N, 3, L), true positives, true and predicted pixels of each class;
-            ``labels`` uint8 (K, H, W), predicted labels of K images; ``shown`` (K,), their numbers.
+        Args:
+            names: of the arrays, see :func:`patlib.train`. Records made before 0.2.0 have only the
+                three of the default: ``counts`` int32 (N, 3, L), true positives, true and predicted
+                pixels of each class; ``shown`` (K,), numbers of K images; ``labels`` uint8
+                (K, H, W), their predicted labels.
         """
         with np.load(self.images_path) as file:
-            return {name: file[name] for name in ("counts", "shown", "labels")}
+            return {name: file[name] for name in names}
 
 
 def load_runs(

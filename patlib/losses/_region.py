@@ -1,0 +1,67 @@
+"""Base of the losses on regions, which segmentation-models-pytorch computes."""
+
+import importlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from patlib.checks import check_choice
+
+from ._checks import check_batch
+from ._formula import SegmentationLoss, computed_in
+
+
+def import_losses(name: str) -> Any:
+    """`segmentation_models_pytorch.losses`, which nothing else in this package needs."""
+    try:
+        return importlib.import_module("segmentation_models_pytorch.losses")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"loss {name!r} needs segmentation-models-pytorch, which is not installed: "
+            "pip install 'patlib-segmentation[train]'",
+            name=error.name,
+        ) from error
+
+
+class RegionLoss(SegmentationLoss):
+    """A loss of the predicted region of each class: one number for a batch, not one for a pixel.
+
+    Half and bfloat16 logits are computed in float32. Ignored pixels count in no region, and a batch
+    of ignored pixels only gives 0. `reduction` is "mean": the mean over the classes.
+
+    Args:
+        criterion: of segmentation-models-pytorch, in mode "multiclass", with this `ignore_index`.
+    """
+
+    #: the criterion is for float32 only
+    in_float32: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        criterion: nn.Module,
+        *,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        reduction: str = "mean",
+    ) -> None:
+        check_choice("reduction", reduction, ("mean",))
+        super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        columns, *_ = check_batch(
+            logits, target, self.ignore_index, self.reduction, self.num_classes
+        )
+        dtype = computed_in(logits)
+        labels = target.reshape(*columns.shape, 1)  # (B, P, 1)
+        x = logits.to(torch.float32 if self.in_float32 else dtype)
+        x = x.reshape(*logits.shape[:2], *labels.shape[1:])
+        if self.ignore_index is not None:
+            # Whatever an ignored pixel holds: 0 · ∞ is not a number.
+            x = x.where((labels != self.ignore_index).unsqueeze(1), 0)
+        # lovasz returns an empty tensor where no pixel is valid.
+        return self.criterion(x, labels).sum().to(dtype)
+
+    def _prior(self, class_sizes: Tensor) -> None:
+        return None
