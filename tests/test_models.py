@@ -122,7 +122,7 @@ def test_the_same_seed_draws_the_same_weights(name):
     first, again, other = (build(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     kernels = [key for key in first if first[key].ndim == 4]
-    assert len(kernels) > 20
+    assert kernels
     assert not any(torch.equal(first[key], other[key]) for key in kernels)
 
 

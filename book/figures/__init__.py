@@ -258,7 +258,8 @@ def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
     columns = {}
     for benchmark, members in by_benchmark(runs).items():
         settings, done = members[0].planned.settings, [r for r in members if r.record]
-        model = ", ".join(f"{k} {v}" for k, v in settings["model_params"].items() if v is not None)
+        given = {k: v for k, v in settings["model_params"].items() if v not in (None, False)}
+        model = ", ".join(f"{k} {v}" for k, v in given.items())
         column = {
             "size (H x W)": " x ".join(map(str, settings["image_size"])),
             "parameters of the network": model,
