@@ -56,11 +56,12 @@ class ClassPriors(NamedTuple):
             class_sizes: valid pixels of each class in each training image, (N, L), see
                 :func:`patlib.data.class_sizes`.
         """
-        prior = loss.class_prior(class_sizes)
+        # A user's own loss need not have one.
+        prior = loss.class_prior(class_sizes) if hasattr(loss, "class_prior") else None
         return cls(
             _log(class_sizes.sum(0).double()),
             None if prior is None else _log(prior),
-            loss.logit_scale,
+            getattr(loss, "logit_scale", 1.0),
         )
 
     def shift(self, prior_shift: Mapping[str, float]) -> Tensor:

@@ -165,7 +165,7 @@ def test_quotes_are_code_without_docstring():
     lines = quote(pat.size_weights).data.splitlines()
     assert lines[1] == "# patlib/losses/pat.py, size_weights" and len(lines) == 4
     assert lines[2].startswith("return class_sizes")
-    (line,) = quote(pat.pat_loss, "Eq. (5)").data.splitlines()[2:-1]
+    (line,) = quote(pat.beta, "Eq. (5)").data.splitlines()[2:-1]
     assert line.startswith("return torch.exp(")
     with pytest.raises(AssertionError, match="no comment on Eq. .6."):
         quote(pat.pat_loss, "Eq. (6)")
