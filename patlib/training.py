@@ -548,7 +548,7 @@ class Evaluation(NamedTuple):
     """What one pass over a split of N images gives.
 
     Attributes:
-        scores: see :meth:`SegmentationMetrics.compute` and
+        scores: see :meth:`patlib.metrics.SegmentationMetrics.compute` and
             :func:`patlib.metrics.compute_image_scores`; with ``boundaries`` also ``boundary_iou``.
         counts: int32 (N, 3, L), see :func:`patlib.metrics.count_per_image`.
         labels: predicted labels of the images asked for, uint8 (K, H, W).

@@ -111,7 +111,9 @@ class SegmentationLoss(nn.Module):
         reduction: "mean", "sum" or "none"; each loss says what the mean divides by.
 
     Attributes:
-        label, color, marker: how figures and tables show the loss.
+        label: name in tables and figures.
+        color: of its marks in figures.
+        marker: of matplotlib.
         logit_scale: s, if the loss takes the softmax of s · logits; 1 otherwise.
     """
 

@@ -16,10 +16,10 @@ def lovasz_loss(
 ) -> Tensor:
     """Lovász-softmax loss: the mean over the classes in the batch of `Δ_l(e_l)`.
 
-    e_lj = |y_lj - p_lj| is the error of class l at pixel j, with p the softmax probability and y_lj
-    1 where l is the true class and 0 elsewhere, and Δ_l the Lovász extension of the Jaccard loss
-    1 - IoU_l, over all valid pixels j of the batch together: with the errors sorted in descending
-    order,
+    e_lj = abs(y_lj - p_lj) is the error of class l at pixel j, with p the softmax probability and
+    y_lj 1 where l is the true class and 0 elsewhere. Δ_l is the Lovász extension of the Jaccard
+    loss 1 - IoU_l over all valid pixels j of the batch together. With the errors sorted in
+    descending order, it is
 
         Δ_l(e) = Σ_j e_j (J_j - J_(j-1)),    J_j the Jaccard loss if the first j are wrong.
 

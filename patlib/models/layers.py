@@ -51,7 +51,7 @@ def conv_bn_relu(*channels: int) -> nn.Sequential:
 
 
 class NormalizedConv2d(nn.Conv2d):
-    """Convolution of features and weights of length 1: cosines, in [-1, 1], and no bias.
+    """Convolution of features and weights of length 1: cosines, in [-1, 1], and no bias::
 
         output_c = w_c · x / (|w_c| |x|)
 
