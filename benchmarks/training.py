@@ -20,10 +20,10 @@ import torch
 from common import save, seconds, spread
 
 from patlib import RunConfig, train
+from patlib.batches import SplitTensors
 from patlib.data import build_dataset, count_classes, load_arrays
 from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
-from patlib.training import SplitTensors
 
 NUM_CLASSES, BATCH = 11, 8
 MODEL_PARAMS = {"segnet": {"width": 16}, "attention_unet": {"width": 16}}

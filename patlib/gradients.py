@@ -17,11 +17,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patlib.batches import SplitTensors
 from patlib.checks import check_integer
 from patlib.config import RunConfig
 from patlib.data import class_sizes, load_arrays
 from patlib.prediction import load_model
-from patlib.training import Learner, SplitTensors, loss_of_run, open_split, set_progress
+from patlib.training import Learner, loss_of_run, open_split, set_progress
 
 #: with respect to what: the logits; the feature map that goes into ``model.classifier``; the
 #: weights of ``model.classifier``; all parameters of the network

@@ -33,13 +33,13 @@ class RunRecord:
     Attributes:
         config: all settings that the result depends on (``RunConfig.settings()``).
         result: ``test`` and ``validation`` scores of the last epoch (see
-            :class:`patlib.training.Evaluation`), ``shifted`` (those under the shifts of the logits
-            that validation chooses, see :func:`patlib.training.choose_shifts`), ``curves`` by
-            epoch, ``class_names``, ``class_counts`` (training pixels), ``class_images`` (training
-            images that hold the class) and ``results_version``. The same configuration gives the
-            same result on a CPU. Records made before 0.2.0 have fewer scores, no ``shifted`` and no
-            ``class_images``; what follows from their stored counts is computed by
-            ``patlib.study.runs.Run.score``.
+            :class:`patlib.evaluation.Evaluation`), ``shifted`` (those under the shifts of the
+            logits that validation chooses, see :func:`patlib.evaluation.choose_shifts`), ``curves``
+            by epoch, ``class_names``, ``class_counts`` (training pixels), ``class_images``
+            (training images that hold the class) and ``results_version``. The same configuration
+            gives the same result on a CPU. Records made before 0.2.0 have fewer scores, no
+            ``shifted`` and no ``class_images``; what follows from their stored counts is computed
+            by ``patlib.study.runs.Run.score``.
         provenance: seed, commit, versions, device, durations in seconds, date, data fingerprints.
     """
 

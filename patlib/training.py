@@ -6,46 +6,29 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from patlib.batches import SplitTensors
 from patlib.config import RunConfig
-from patlib.data import (
-    IGNORE_INDEX,
-    SAMPLERS,
-    DecodedSplit,
-    SegmentationDataset,
-    build_dataset,
-    class_sizes,
-    load_arrays,
-)
+from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
+from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
 from patlib.losses import SegmentationLoss, build_loss
-from patlib.metrics import (
-    SegmentationMetrics,
-    boundary_counts,
-    compute_image_scores,
-    compute_scores,
-    count_per_image,
-    plain_scores,
-    score_groups,
-    scores_of_counts,
-)
+from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
 from patlib.prediction import read_checkpoint
-from patlib.priors import KINDS, ClassPriors
+from patlib.priors import ClassPriors
 from patlib.records import (
     CHECKPOINT,
     IMAGES,
@@ -60,12 +43,12 @@ from patlib.records import (
     write_text,
     write_whole,
 )
+from patlib.seeds import mix_seed, seeded
 
 NUM_PREDICTIONS = 8  # label maps of test images that a run keeps
 LOCK = ".lock"
 LOCK_SECONDS = 2.0  # how long train waits for another process in the same folder
 MOMENTUM = 0.9  # of SGD
-SCALES = (0.5, 2.0)  # of images under augment="flip_scale_crop"
 
 
 def train(config: RunConfig, progress: bool = True) -> RunRecord:
@@ -445,279 +428,6 @@ def set_progress(loss: nn.Module, progress: float) -> None:
             part.progress = progress
 
 
-class SplitTensors:
-    """A split as uint8 tensors, on the device if they fit in half of its free memory."""
-
-    def __init__(self, arrays: DecodedSplit, device: torch.device):
-        self.device = device
-        images, masks = (torch.from_numpy(a) for a in (arrays.images, arrays.masks))
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if images.nbytes + masks.nbytes < free / 2:
-                images, masks = images.to(device), masks.to(device)
-        self.images, self.masks = images, masks
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Image float (B, 3, H, W) in channels_last, and target int64 (B, H, W), on the device."""
-        index = index.to(self.images.device)
-        image = self.images[index].to(self.device, non_blocking=True)
-        target = self.masks[index].to(self.device, non_blocking=True)
-        # (B, H, W, 3) seen as (B, 3, H, W) *is* channels_last.
-        return image.permute(0, 3, 1, 2).float().div_(255), target.long()
-
-    def shuffled_batches(
-        self, config: RunConfig, epoch: int, rank: int, sizes: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches of an epoch: images in the sampler's order, augmented.
-
-        Both depend on (seed, epoch, index) only: the index of the image, or, under a sampler that
-        may show an image twice, its place in the order. Images that do not fill a batch are left
-        out of this epoch.
-
-        Args:
-            sizes: valid pixels of each class in each image, (N, L).
-        """
-        generator = torch.Generator().manual_seed(mix_seed(config.seed, epoch))
-        order = SAMPLERS[config.sampler](sizes, generator)
-        drawn_by = order if config.sampler == "uniform" else torch.arange(len(order))
-        flipped = (torch.rand(len(self), generator=generator) < 0.5)[drawn_by]
-        crops = None
-        if config.augment == "flip_scale_crop":
-            draws = torch.rand(len(self), 3, generator=generator, dtype=torch.float64)
-            crops = draw_crops(draws[drawn_by], self.masks.shape[1:])
-        # Once an epoch, so that no step waits for a copy.
-        order, flipped = order.to(self.images.device), flipped.to(self.device)
-        share = config.batch_size // config.devices
-        for start in range(0, len(self) - config.batch_size + 1, config.batch_size):
-            part = slice(start + rank * share, start + (rank + 1) * share)
-            image, target = self.batch(order[part])
-            flip = flipped[part]
-            image = torch.where(flip[:, None, None, None], image.flip(-1), image)
-            target = torch.where(flip[:, None, None], target.flip(-1), target)
-            if crops is not None:
-                image, target = scale_and_crop(image, target, crops[part])
-            yield image.contiguous(memory_format=torch.channels_last), target
-
-
-def draw_crops(draws: Tensor, size: Sequence[int]) -> Tensor:
-    """Parts of images that, resized to the size of the image, show it scaled by 0.5 to 2.
-
-    Args:
-        draws: uniform in [0, 1), (N, 3): of the scale, the row and the column.
-        size: (H, W) of the images.
-
-    Returns:
-        int64 (N, 4): top, left, height and width of each part. It lies in the image if the scale is
-        1 or more, and else contains the image.
-    """
-    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * draws[:, :1]
-    whole = torch.tensor(size)
-    part = (whole / scale).round().long().clamp_min(1)
-    room = whole - part  # negative: the part is larger
-    corner = room.clamp_max(0) + (draws[:, 1:] * (room.abs() + 1)).long()
-    return torch.cat([corner, part], 1)
-
-
-def scale_and_crop(image: Tensor, target: Tensor, crops: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's part (see :func:`draw_crops`), resized to (H, W): bilinear, labels by nearest.
-
-    Where a part is outside of its image, the result is black and ignored.
-
-    Args:
-        image: float (B, 3, H, W).
-        target: int64 (B, H, W).
-        crops: (B, 4).
-    """
-    size = list(target.shape[1:])
-    images, targets = [], []
-    for x, labels, crop in zip(image, target[:, None], crops.tolist(), strict=True):
-        images.append(transforms.resized_crop(x, *crop, size, antialias=True))
-        # Outside, the crop is 0: labels are counted from 1 meanwhile, and 0 is none.
-        labels = (labels + 1).masked_fill(labels == IGNORE_INDEX, 0)
-        cropped = transforms.resized_crop(
-            labels, *crop, size, interpolation=InterpolationMode.NEAREST_EXACT
-        )
-        targets.append((cropped - 1).masked_fill(cropped == 0, IGNORE_INDEX)[0])
-    return torch.stack(images), torch.stack(targets)
-
-
-class Evaluation(NamedTuple):
-    """What one pass over a split of N images gives.
-
-    Attributes:
-        scores: see :meth:`patlib.metrics.SegmentationMetrics.compute` and
-            :func:`patlib.metrics.compute_image_scores`; with ``boundaries`` also ``boundary_iou``.
-        counts: int32 (N, 3, L), see :func:`patlib.metrics.count_per_image`.
-        labels: predicted labels of the images asked for, uint8 (K, H, W).
-        shifted: true positives and predicted pixels of each class under each shift, int32
-            (S, N, 2, L); None without shifts.
-        boundaries: int32 (N, 3, L), see :func:`patlib.metrics.boundary_counts`; None if not asked
-            for.
-    """
-
-    scores: dict[str, Any]
-    counts: np.ndarray
-    labels: np.ndarray
-    shifted: np.ndarray | None = None
-    boundaries: np.ndarray | None = None
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    images: SplitTensors,
-    batch_size: int,
-    metrics: SegmentationMetrics,
-    shown: Sequence[int] = (),
-    shifts: Tensor | None = None,
-    boundaries: bool = False,
-) -> Evaluation:
-    """Score a network on a split, in one pass.
-
-    Where several processes take part, each labels its share of the batches, and all return the
-    same.
-
-    Args:
-        model: the network itself, not wrapped for several devices. Its mode is kept.
-        images: the split.
-        batch_size: images at a time.
-        metrics: what counts; on the device of the model.
-        shown: numbers of the images whose predicted labels are returned, in increasing order.
-        shifts: (S, L); the pixels are also counted under the labels argmax(logits - shift) of each,
-            such as :meth:`patlib.priors.ClassPriors.shift` gives. ``scores``, ``counts`` and
-            ``labels`` are those without shift.
-        boundaries: also count the boundaries of the segments.
-    """
-    distributed = torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if distributed else 0
-    ranks = torch.distributed.get_world_size() if distributed else 1
-    found = {}  # number of the image -> what is counted in it
-    labels = {}
-    was_training = model.training
-    model.eval()
-    for index in torch.arange(len(images)).split(batch_size)[rank::ranks]:
-        image, target = images.batch(index)
-        logits = model(image)
-        predicted = logits.argmax(1)
-        metrics.update(predicted, target)
-        numbers = index.tolist()
-        of_classes = metrics.num_classes, metrics.ignore_index
-        parts = {"counts": count_per_image(predicted, target, *of_classes)}
-        if shifts is not None:
-            parts["shifted"] = count_shifted(logits, target, shifts, *of_classes)
-        if boundaries:
-            parts["boundaries"] = boundary_counts(
-                predicted, target, metrics.num_classes, ignore_index=metrics.ignore_index
-            )
-        counted = {name: part.int().cpu().numpy() for name, part in parts.items()}
-        for i, number in enumerate(numbers):
-            found[number] = {name: part[i] for name, part in counted.items()}
-        for i in set(shown).intersection(numbers):
-            labels[i] = predicted[i - numbers[0]].to("cpu", torch.uint8).numpy()
-    model.train(was_training)
-    if distributed:
-        gathered = [None] * ranks
-        torch.distributed.all_gather_object(gathered, (found, labels))
-        found, labels = ({k: v for part in gathered for k, v in part[i].items()} for i in (0, 1))
-    arrays = {name: np.stack([found[i][name] for i in range(len(images))]) for name in found[0]}
-    scores = {**metrics.compute(), **plain_scores(compute_image_scores(arrays["counts"]))}
-    if shifts is not None:
-        arrays["shifted"] = arrays["shifted"].swapaxes(0, 1)
-    if boundaries:
-        total = arrays["boundaries"].sum(0, dtype=np.int64)
-        scores["boundary_iou"] = float(compute_scores(total)["miou"])
-    height, width = images.masks.shape[1:]
-    kept = np.stack([labels[i] for i in shown]) if len(shown) else np.empty((0, height, width))
-    return Evaluation(scores, labels=kept.astype(np.uint8), **arrays)
-
-
-def count_shifted(
-    logits: Tensor,
-    target: Tensor,
-    shifts: Tensor,
-    num_classes: int,
-    ignore_index: int = IGNORE_INDEX,
-) -> Tensor:
-    """Pixels of each class in each image under the labels argmax(logits - shift) of each shift.
-
-    Args:
-        logits: (B, L, H, W).
-        target: (B, H, W), 0 ... L-1 or ``ignore_index``.
-        shifts: (S, L).
-        num_classes: L.
-
-    Returns:
-        int64 (B, S, 2, L), among the valid pixels: true positives, and predicted pixels.
-    """
-    valid = target != ignore_index
-    x = logits.permute(0, 2, 3, 1)[valid].float()
-    image = torch.arange(len(target), device=target.device)[:, None, None]
-    # The place of a pixel's label in the counts of all images.
-    first = (image * num_classes).expand_as(target)[valid]
-    true = first + target[valid]
-    counts = []
-    for shift in shifts.to(x):
-        predicted = first + (x - shift).argmax(1)
-        counts += [
-            torch.bincount(pixels, minlength=len(target) * num_classes).view(-1, num_classes)
-            for pixels in (true[true == predicted], predicted)
-        ]
-    return torch.stack(counts, 1).view(len(target), len(shifts), 2, num_classes)
-
-
-def choose_shifts(
-    grid: Sequence[Mapping[str, float]],
-    validation: Evaluation,
-    test: Evaluation,
-    groups: Mapping[str, Sequence[int]],
-) -> dict[str, dict[str, Any]]:
-    """Of the shifts of each kind, and of all, the one with the best validation mIoU.
-
-    To be unshifted is a choice of every kind; among equals the smallest shift is taken.
-
-    Args:
-        grid: the shifts, ``{kind: strength}``.
-        validation, test: scored with these shifts.
-        groups: see :func:`patlib.metrics.score_groups`.
-
-    Returns:
-        By ``"tau"``, ``"kappa"`` (if the grid has it) and ``"any"``: the ``prior_shift``, and its
-        scores on ``validation`` and ``test``, as :func:`patlib.metrics.scores_of_counts` has them.
-    """
-
-    def scores(evaluation: Evaluation, number: int) -> dict[str, Any]:
-        counts = evaluation.counts.copy()
-        counts[:, [0, 2]] = evaluation.shifted[number]
-        return scores_of_counts(counts, groups)
-
-    miou = {i: scores(validation, i)["miou"] for i in range(len(grid))}
-    unshifted = next(i for i, shift in enumerate(grid) if not any(shift.values()))
-    of_kinds = {kind: [i for i, shift in enumerate(grid) if kind in shift] for kind in KINDS}
-    candidates = {
-        **{kind: of_kind for kind, of_kind in of_kinds.items() if of_kind},
-        "any": [*miou],
-    }
-    chosen = {}
-    for name, numbers in candidates.items():
-        by_size = sorted(numbers, key=lambda i: abs(*grid[i].values()))
-        best = max([unshifted, *by_size], key=lambda i: np.nan_to_num(miou[i], nan=-1))
-        strength = next(iter(grid[best].values()))
-        chosen[name] = {
-            "prior_shift": dict(grid[best]) if name == "any" else {name: strength},
-            "validation": scores(validation, best),
-            "test": scores(test, best),
-        }
-    return chosen
-
-
-def smallest_unsigned(counts: np.ndarray) -> np.ndarray:
-    """The same numbers in the smallest unsigned type that holds them."""
-    return counts.astype(np.min_scalar_type(int(counts.max())))
-
-
 class Clock:
     """Seconds of the parts of a run, added up over its interruptions."""
 
@@ -739,20 +449,6 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self.parts, "all": self.parts["all"] + time.perf_counter() - self.started}
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed inside; the caller's generators, on all devices, stay as they are."""
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield
-
-
-def mix_seed(*numbers: int) -> int:
-    """One seed from several numbers; those of neighbouring numbers are independent."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def cosine(step: int, total_steps: int) -> float:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from patlib.evaluation import choose_shifts, count_shifted
 from patlib.losses import build_loss
 from patlib.priors import KINDS, STRENGTHS, ClassPriors, check_prior_shift
-from patlib.training import choose_shifts, count_shifted
 
 SIZES = torch.tensor([[90, 6, 4, 0], [50, 0, 0, 0], [10, 3, 0, 0]])
 

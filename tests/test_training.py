@@ -13,20 +13,13 @@ from PIL import Image
 
 import patlib.training
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
+from patlib.batches import SplitTensors, draw_crops, scale_and_crop
 from patlib.data import SAMPLERS, DecodedSplit, build_dataset, count_classes, load_arrays
+from patlib.evaluation import evaluate, smallest_unsigned
 from patlib.losses import LOSSES, LDAMLoss
 from patlib.metrics import SegmentationMetrics, count_per_image
-from patlib.training import (
-    SplitTensors,
-    build_optimizer,
-    cosine,
-    draw_crops,
-    evaluate,
-    mix_seed,
-    resolve_precision,
-    scale_and_crop,
-    smallest_unsigned,
-)
+from patlib.seeds import mix_seed
+from patlib.training import build_optimizer, cosine, resolve_precision
 
 
 @pytest.fixture
@@ -362,7 +355,7 @@ def test_training_gives_the_sampler_the_sizes_of_its_images(config, camvid_tree,
         seen.append(sizes)
         return torch.zeros(len(sizes), dtype=torch.int64)
 
-    monkeypatch.setitem(patlib.training.SAMPLERS, "rare_class", sampler)
+    monkeypatch.setitem(patlib.batches.SAMPLERS, "rare_class", sampler)
     train(with_fields(config, sampler="rare_class", epochs=1), progress=False)
     dataset = build_dataset("camvid", camvid_tree, "train", image_size=(32, 40))
     masks = np.stack([target.numpy() for _, target in dataset])

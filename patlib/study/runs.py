@@ -69,7 +69,7 @@ class Run:
         """A score of the run: of its record, or else computed from its counts.
 
         Args:
-            metric: such as ``"miou"``; see :class:`patlib.training.Evaluation`.
+            metric: such as ``"miou"``; see :class:`patlib.evaluation.Evaluation`.
             split: ``"test"`` or ``"validation"``.
 
         Raises:
