@@ -69,7 +69,9 @@ class RunConfig:
         data_root: folder of the data set (``"nyuv2"``: or its file); None for ``"synthetic"``.
         data_params: parameters of the data set itself (``synthetic``: ``num_classes``,
             ``imbalance``, ``rare_size``, ``scene_seed``).
-        split_scheme: ``"official"``, or ``"paper"`` (80 / 10 / 10 % of everything, seed 0).
+        split_scheme: ``"official"``, ``"grouped"`` (its training part is cut so that the validation
+            part shares no room or drive with what is trained on), or ``"paper"`` (80 / 10 / 10 % of
+            everything, seed 0).
         void: ``"ignore"`` unlabelled pixels, or make them the last ``"class"`` as the paper does.
         image_size: (H, W) in pixels; None takes the paper's size for the data set
             (``"folder"``: the one in its ``classes.yaml``).

@@ -45,7 +45,7 @@ from patlib.config import (
         ({"dataset": "camvid"}, "data_root must be the folder .* 'camvid', got None"),
         (
             {"split_scheme": "random"},
-            "split_scheme must be one of 'official', 'paper', got 'random'",
+            "split_scheme must be one of 'official', 'grouped', 'paper', got 'random'",
         ),
         ({"void": 255}, "void must be one of .*got 255"),
         ({"image_size": (16, 64)}, "image_size"),

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from conftest import write_image
-from patlib.data import DATASETS, build_dataset, count_classes, load_arrays, open_image
-from patlib.data.dataset import SPLITS
+from patlib.data import DATASETS, NYUv2, build_dataset, count_classes, load_arrays, open_image
+from patlib.data.dataset import SPLITS, Sample
 
 
 def nearest(array, size):
@@ -68,6 +68,17 @@ def test_paper_scheme_cuts_everything_80_10_10(camvid_tree):
     assert len(set.union(*ids)) == 13
     again = build_dataset("camvid", camvid_tree, "train", split_scheme="paper")
     assert again.samples == parts[0].samples
+
+
+def test_grouped_scheme_holds_out_every_tenth_group():
+    parts = [build_dataset("synthetic", None, s, (32, 32), "grouped") for s in SPLITS]
+    ids = [[int(sample.id) for sample in part.samples] for part in parts]
+    assert ids[1] == list(range(4, 240, 10))  # without groups: images of the training part of 240
+    assert ids[0] == [i for i in range(240) if i % 10 != 4]
+    assert ids[2] == list(range(300, 420))  # the official test part
+
+    frames = [Sample(f"{n:04d}", None, None) for n in (3, 4, 5, 9, 10, 14, 20, 21)]
+    assert NYUv2.groups(None, frames) == [0, 0, 0, 1, 1, 2, 3, 3]
 
 
 def test_count_classes(camvid_tree):

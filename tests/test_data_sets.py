@@ -565,6 +565,23 @@ def test_real_nyuv2(real_data):
     assert paper == [1159, 145, 145]
 
 
+def test_real_grouped_validation_shares_no_drive_or_room(real_data):
+    for name, sizes in {"camvid": [266, 101, 233], "nyuv2": [707, 88, 654]}.items():
+        parts = [build_dataset(name, real_data / name, s, (32, 32), "grouped") for s in SPLITS]
+        assert [len(part) for part in parts] == sizes
+        official = build_dataset(name, real_data / name, "test", (32, 32))
+        assert parts[2].samples == official.samples
+        if name == "camvid":
+            drives = [{sample.id[:6] for sample in part.samples} for part in parts]
+            assert drives[1] == {"0006R0"} and drives[0] == {"0001TP", "0016E5"}
+        else:  # between a frame of one part and one of the other lies a frame of the test part
+            frames = [np.array([int(s.id) for s in part.samples]) for part in parts]
+            for frame in frames[1]:
+                nearest = frames[0][np.abs(frames[0] - frame).argmin()]
+                low, high = sorted((frame, nearest))
+                assert ((low < frames[2]) & (frames[2] < high)).any()
+
+
 def test_real_camvid_shares(real_data):
     size = (180, 240)
     parts = [build_dataset("camvid", real_data / "camvid", s, size, void="class") for s in SPLITS]

@@ -1,5 +1,6 @@
 """CamVid (Brostow et al. 2008) in the 12-class form of the SegNet tutorial."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from patlib.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset, by_name
@@ -33,6 +34,15 @@ class CamVid(SegmentationDataset):
     def official_splits(self) -> dict[str, list[Sample]]:
         folders = {"train": "train", "validation": "val", "test": "test"}
         return {split: self._part(folder) for split, folder in folders.items()}
+
+    def groups(self, samples: Sequence[Sample]) -> list[str]:
+        """The drives: a frame is named by its drive and time, such as 0006R0_f00930."""
+        return [sample.id.split("_")[0] for sample in samples]
+
+    def held_out_groups(self, groups: Sequence[str]) -> set[str]:
+        """0006R0, 101 of the 367 frames: of the two other drives one continues in the official
+        test part and one in the official validation part."""
+        return {"0006R0"}
 
     def _part(self, folder: str) -> list[Sample]:
         frames = [f for f in self._folder(folder).iterdir() if f.suffix in (".png", ".jpg")]

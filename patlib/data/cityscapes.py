@@ -1,5 +1,6 @@
 """Cityscapes (Cordts et al. 2016): streets of 50 cities with 19 classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +44,10 @@ class Cityscapes(SegmentationDataset):
 
     def official_splits(self) -> dict[str, list[Sample]]:
         return {"train": self._part("train"), "test": self._part("val")}
+
+    def groups(self, samples: Sequence[Sample]) -> list[str]:
+        """The cities: 18 in the official train part, of which two are held out."""
+        return [sample.id.split("/")[0] for sample in samples]
 
     def _part(self, part: str) -> list[Sample]:
         # Not by torchvision's reader: it takes the order of the file system, fails on stray

@@ -13,7 +13,7 @@ from patlib.checks import check_choice
 from patlib.data.images import check_image_size, open_image, open_mask, resize
 
 SPLITS = ("train", "validation", "test")
-SPLIT_SCHEMES = ("official", "paper")
+SPLIT_SCHEMES = ("official", "grouped", "paper")
 VOID_MODES = ("ignore", "class")
 IGNORE_INDEX = 255
 
@@ -39,8 +39,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
             validation part, 10 % of its training part are held out for it (seed 0).
         image_size: (H, W) in pixels; None takes the size the paper uses (``folder``: the one in
             its ``classes.yaml``).
-        split_scheme: ``"official"``, or ``"paper"``: 80 / 10 / 10 % of all images together, drawn
-            with seed 0 (Section 5 of the paper).
+        split_scheme: ``"official"``; ``"grouped"``: the same test part, and a validation part of
+            about 10 % cut from the official training part so that the two share no room or drive
+            (see :meth:`groups`; an official validation part is left out), to choose settings by;
+            or ``"paper"``: 80 / 10 / 10 % of all images together, drawn with seed 0 (Section 5 of
+            the paper).
         void: what becomes of unlabelled pixels: ``"ignore"`` maps them to 255, ``"class"`` makes
             them the last class, as the paper does. No effect on a data set without such pixels.
 
@@ -80,6 +83,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.image_size = check_image_size(self.default_size if image_size is None else image_size)
         self.root = self._find_root(root)
         official = self.official_splits()
+        if split_scheme == "grouped":
+            official = self._held_out_by_group(official)
         self.samples = choose_split(official, split, split_scheme)
         if not self.samples:
             raise self._empty(sum(map(len, official.values())))
@@ -102,6 +107,25 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and the mask (H, W) of one sample, as stored."""
         return open_image(sample.image), open_mask(sample.mask)
+
+    def groups(self, samples: Sequence[Sample]) -> list[str | int]:
+        """What each image shares with those of the same room, drive or city; else its number."""
+        return list(range(len(samples)))
+
+    def held_out_groups(self, groups: Sequence[str | int]) -> set[str | int]:
+        """The groups that are the validation part under ``split_scheme="grouped"``.
+
+        Every tenth group, from the fifth, in the order of the images.
+        """
+        return set(list(dict.fromkeys(groups))[4::10])
+
+    def _held_out_by_group(self, official: Mapping[str, list[Sample]]) -> dict[str, list[Sample]]:
+        groups = self.groups(official["train"])
+        held_out = self.held_out_groups(groups)
+        parts = {"train": [], "validation": [], "test": official["test"]}
+        for sample, group in zip(official["train"], groups, strict=True):
+            parts["validation" if group in held_out else "train"].append(sample)
+        return parts
 
     # -- access ------------------------------------------------------------------------------------
 

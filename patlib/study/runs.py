@@ -33,7 +33,8 @@ class Benchmark(NamedTuple):
     def __str__(self) -> str:
         """Such as ``NYUv2`` or, as the paper has it, ``NYUv2, 80/10/10 %, void a class``."""
         parts = [DATASETS[self.dataset].label]
-        parts += ["80/10/10 %"] if self.split_scheme == "paper" else []
+        schemes = {"paper": "80/10/10 %", "grouped": "validation by group"}
+        parts += [schemes[self.split_scheme]] if self.split_scheme in schemes else []
         if self.void == "class" and DATASETS[self.dataset].has_void:
             parts.append("void a class")
         return ", ".join(parts)

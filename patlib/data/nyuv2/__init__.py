@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,6 +58,15 @@ class NYUv2(SegmentationDataset):
         mat = self.root if self.root.is_file() else self.root / MAT
         self._mat = mat if mat.is_file() else None
         return self._mat_splits() if self._mat else self._prepared_splits()
+
+    def groups(self, samples: Sequence[Sample]) -> list[int]:
+        """The runs of consecutive frames, numbered: 123 in the official training part.
+
+        Frames are in the order of the scenes, and the official parts are divided by scene. Between
+        two runs lie frames of the other part, so that no two runs show the same room.
+        """
+        frames = np.array([int(sample.id) for sample in samples])
+        return np.cumsum(np.diff(frames, prepend=frames[:1] - 1) > 1).tolist()
 
     def read(self, sample: Sample) -> tuple[Image.Image, np.ndarray]:
         if self._mat is None:
