@@ -234,7 +234,7 @@ def test_initial_weights(name):
             "unet",
             3,
             {"width": 8},
-            "model 'unet' has no parameter 'width', it has encoder, encoder_weights, .*",
+            "model 'unet' has no parameter 'width', it has decoder_channels, encoder, .*",
         ),
         (
             "unetplusplus",
@@ -273,6 +273,18 @@ def test_initial_weights(name):
             3,
             {"encoder": "dpn92", "encoder_weights": "imagenet"},
             "encoder_weights of 'dpn92' must be one of None, .*got 'imagenet'",
+        ),
+        (
+            "unet",
+            3,
+            {"decoder_channels": [64, 32]},
+            r"decoder_channels must be five integers or None, got \[64, 32\]",
+        ),
+        (
+            "unetplusplus",
+            3,
+            {"decoder_channels": [64, 32, 16, 8, 0]},
+            "decoder_channels must be an integer >= 1, got 0",
         ),
     ],
 )
@@ -460,6 +472,17 @@ def test_downloads_weights_only_when_asked(name, downloads):
     with pytest.raises(OSError, match="no download"):
         build_model(name, NUM_CLASSES, encoder_weights="imagenet")
     assert downloads
+
+
+@smp_model
+def test_decoder_channels(name):
+    channels = [24, 16, 8, 8, 4]
+    network = build_model(name, NUM_CLASSES, decoder_channels=channels)
+    library = getattr(encoder_unet.smp, network.architecture)
+    expected = library("resnet18", None, classes=NUM_CLASSES, decoder_channels=tuple(channels))
+    shapes, wanted = ([tuple(p.shape) for p in n.parameters()] for n in (network.network, expected))
+    assert shapes == wanted
+    assert network.classifier.in_channels == 4
 
 
 @torch.no_grad()

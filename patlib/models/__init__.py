@@ -48,7 +48,7 @@ def build_model(name: str, num_classes: int, **params: Any) -> nn.Module:
         name: one of ``MODELS``.
         num_classes: channels of the logits.
         **params: of the network, see its class: ``width`` (segnet, attention_unet), ``stages``
-            (segnet); ``encoder``, ``encoder_weights`` (unet, unetplusplus);
+            (segnet); ``encoder``, ``encoder_weights``, ``decoder_channels`` (unet, unetplusplus);
             ``normalized_classifier`` (all).
 
     Returns:
