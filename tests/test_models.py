@@ -479,7 +479,9 @@ def test_decoder_channels(name):
     channels = [24, 16, 8, 8, 4]
     network = build_model(name, NUM_CLASSES, decoder_channels=channels)
     library = getattr(encoder_unet.smp, network.architecture)
-    expected = library("resnet18", None, classes=NUM_CLASSES, decoder_channels=tuple(channels))
+    expected = library(
+        "resnet18", encoder_weights=None, classes=NUM_CLASSES, decoder_channels=channels
+    )
     shapes, wanted = ([tuple(p.shape) for p in n.parameters()] for n in (network.network, expected))
     assert shapes == wanted
     assert network.classifier.in_channels == 4
