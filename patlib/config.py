@@ -211,11 +211,12 @@ class RunConfig:
         of_schema = default_settings(values)
         for part in _PARAMETERS:
             given, defaults = values[part], of_schema[part]
-            # 2 for 2.0 is the same run.
+            # 2 for 2.0 is the same run. Lists are class weights of losses, or channels of models.
             floats = {
                 k: _as_floats(v)
                 for k, v in given.items()
-                if isinstance(defaults.get(k), float) or isinstance(v, list | dict)
+                if isinstance(defaults.get(k), float)
+                or (part == "loss_params" and isinstance(v, list | dict))
             }
             values[part] = {**parameter_defaults(part, values), **given, **floats}
         return values

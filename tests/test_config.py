@@ -235,3 +235,11 @@ def test_schema_covers_the_code_and_differs_only_on_purpose():
                 in_schema[part, name, param] = value
     assert in_code.keys() == in_schema.keys()
     assert {key for key in in_code if in_code[key] != in_schema[key]} == CHANGED
+
+
+def test_channels_stay_integers():
+    channels = (32, 16, 16, 8, 8)
+    config = RunConfig(model="unet", model_params={"decoder_channels": channels})
+    kept = config.settings()["model_params"]["decoder_channels"]
+    assert kept == list(channels) and {type(c) for c in kept} == {int}
+    RunConfig(**config.settings())
