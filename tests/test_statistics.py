@@ -16,8 +16,9 @@ from fake_runs import counts, fake_record, grid_file
 from figures.baselines import rank, recommend
 from scipy import stats
 
+from patlib import RunConfig
 from patlib.metrics import SegmentationMetrics, class_groups, count_per_image
-from patlib.study.grids import load_grid, read_grid
+from patlib.study.grids import PlannedRun, load_grid, read_grid
 from patlib.study.paper import check_bold, check_statement, describe_address, paper_number
 from patlib.study.runs import (
     Benchmark,
@@ -363,6 +364,9 @@ def test_a_benchmark_is_named_by_what_differs_from_the_usual():
     assert str(Benchmark("nyuv2", "segnet", "official", "ignore")) == "NYUv2"
     assert str(Benchmark("nyuv2", "segnet", "paper", "class")) == "NYUv2, 80/10/10 %, void a class"
     assert str(Benchmark("oxford_pet", "segnet", "official", "class")) == "Oxford-IIIT Pet"
+    settings = RunConfig(data_params={"rare_size": 480, "imbalance": 100}).settings()
+    drawn = Run(PlannedRun("PAT", settings), None, Path()).benchmark
+    assert str(drawn) == "embedded, rare_size 480"  # 100 is the usual imbalance
 
 
 @pytest.mark.parametrize("name", ["demo", "small/table3", "small/tuned"])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from patlib.checks import check_choice
+from patlib.config import identity
 from patlib.data import DATASETS
 from patlib.metrics import score_groups, scores_of_counts
 from patlib.records import RunRecord
@@ -29,6 +30,7 @@ class Benchmark(NamedTuple):
     model: str
     split_scheme: str
     void: str
+    data_params: str = ""  # those that are not the usual ones, such as "rare_size 480"
 
     def __str__(self) -> str:
         """Such as ``NYUv2`` or, as the paper has it, ``NYUv2, 80/10/10 %, void a class``."""
@@ -37,6 +39,7 @@ class Benchmark(NamedTuple):
         parts += [schemes[self.split_scheme]] if self.split_scheme in schemes else []
         if self.void == "class" and DATASETS[self.dataset].has_void:
             parts.append("void a class")
+        parts += [self.data_params] if self.data_params else []
         return ", ".join(parts)
 
 
@@ -64,7 +67,12 @@ class Run:
 
     @property
     def benchmark(self) -> Benchmark:
-        return Benchmark(*(self.planned.settings[name] for name in Benchmark._fields))
+        settings = self.planned.settings
+        of_data = identity(settings).get("data_params", {})
+        return Benchmark(
+            *(settings[name] for name in Benchmark._fields[:-1]),
+            ", ".join(f"{name} {value:g}" for name, value in of_data.items()),
+        )
 
     def score(self, metric: str, split: str = "test") -> Any:
         """A score of the run: of its record, or else computed from its counts.
