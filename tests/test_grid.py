@@ -132,7 +132,7 @@ def test_paper_scale(cells):
             settings = cell.settings
             assert (settings["epochs"], settings["batch_size"]) == (100, 16)
             model = {"segnet": {"width": 32, "stages": 4}, "attention_unet": {"width": 32}}
-            unets = {"encoder": "resnet18", "encoder_weights": None}
+            unets = {"encoder": "resnet18", "encoder_weights": None, "decoder_channels": None}
             expected = {**model.get(settings["model"], unets), "normalized_classifier": False}
             assert settings["model_params"] == expected
             size = {"cityscapes": [256, 512], "oxford_pet": [256, 256]}
