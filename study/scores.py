@@ -6,11 +6,13 @@
 part. Scores are in [0, 1] and rounded to six decimals; an empty field is one that the run does not
 have, or 0 / 0.
 
-With ``--data`` the training images that hold each class are counted for records made before 0.2.0,
-into ``study/records/class_images.json``.
+With ``--data``, ``study/records/test_groups.json`` says how many test images each room or drive
+has, and ``study/records/class_images.json`` how many training images hold each class, for records
+made before 0.2.0.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable
@@ -22,10 +24,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run it
 
-from patlib.data import class_sizes, load_arrays  # noqa: E402
+from patlib.data import DATASETS, SegmentationDataset, class_sizes, load_arrays  # noqa: E402
 from patlib.records import RunRecord, write_text  # noqa: E402
 from patlib.study.grids import PlannedRun, data_root  # noqa: E402
-from patlib.study.runs import CLASS_IMAGES, Run  # noqa: E402
+from patlib.study.runs import CLASS_IMAGES, TEST_GROUPS, Run  # noqa: E402
 from patlib.training import open_split  # noqa: E402
 
 RECORDS = ROOT / "study" / "records"
@@ -86,6 +88,23 @@ def _text(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
+def count_test_groups(runs: Iterable[Run], data: Path) -> dict[str, list[int]]:
+    """Images of each group of the test split, by its fingerprint; none for groups of one image."""
+    known = json.loads(TEST_GROUPS.read_text()) if TEST_GROUPS.is_file() else {}
+    for run in runs:
+        fingerprint = run.record.provenance["data"]["test"]
+        dataset = DATASETS[run.planned.settings["dataset"]]
+        if fingerprint in known or dataset.groups is SegmentationDataset.groups:
+            continue
+        config = run.planned.config(data_root(dataset.name, data), "unused")
+        test = open_split(config, "test")
+        if load_arrays(test).fingerprint != fingerprint:
+            raise ValueError(f"--data must hold the data of {run.planned.name}, got others")
+        groups = test.groups(test.samples)
+        known[fingerprint] = [len(list(part)) for _, part in itertools.groupby(groups)]
+    return known
+
+
 def count_class_images(runs: Iterable[Run], data: Path) -> dict[str, list[int]]:
     """Training images that hold each class, by the fingerprint of the training split."""
     known = json.loads(CLASS_IMAGES.read_text()) if CLASS_IMAGES.is_file() else {}
@@ -103,6 +122,11 @@ def count_class_images(runs: Iterable[Run], data: Path) -> dict[str, list[int]]:
     return known
 
 
+def write_lists(path: Path, lists: dict[str, list[int]]) -> None:
+    lines = [f' "{name}": {json.dumps(numbers)}' for name, numbers in sorted(lists.items())]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="holds camvid/, nyuv2/, ...")
@@ -110,9 +134,8 @@ def main() -> None:
     options = parser.parse_args()
     runs = read_runs(options.records / "runs")
     if options.data:
-        counted = count_class_images(runs, options.data)
-        lines = [f' "{name}": {json.dumps(images)}' for name, images in sorted(counted.items())]
-        write_text(CLASS_IMAGES, "{\n" + ",\n".join(lines) + "\n}\n")
+        write_lists(CLASS_IMAGES, count_class_images(runs, options.data))
+        write_lists(TEST_GROUPS, count_test_groups(runs, options.data))
     for table, name in ((score_table, "scores.csv"), (class_table, "class_scores.csv")):
         text = table(runs).to_csv(index=False, lineterminator="\n")
         print(write_text(options.records / name, text))

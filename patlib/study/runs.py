@@ -12,7 +12,7 @@ import pandas as pd
 
 from patlib.checks import check_choice
 from patlib.config import identity
-from patlib.data import DATASETS
+from patlib.data import DATASETS, SegmentationDataset
 from patlib.metrics import score_groups, scores_of_counts
 from patlib.records import RunRecord
 from patlib.study.grids import PlannedRun, load_grid, load_records
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]  # of the repository, where commands are run
 #: the training images that hold each class, for records made before 0.2.0 (``study/scores.py``):
 #: fingerprint of the training split -> number of each class
 CLASS_IMAGES = ROOT / "study" / "records" / "class_images.json"
+
+#: fingerprint of the test split -> how many images each room, drive or city has, in their order
+TEST_GROUPS = ROOT / "study" / "records" / "test_groups.json"
 
 
 class Benchmark(NamedTuple):
@@ -114,6 +117,24 @@ class Run:
             return None
         fingerprint = self.record.provenance["data"]["train"]
         return json.loads(CLASS_IMAGES.read_text()).get(fingerprint)
+
+    @property
+    def test_groups(self) -> list[int]:
+        """Images of each group (room, drive) of the test part, in their order.
+
+        Raises:
+            ValueError: the data set has groups, but nobody has counted them.
+        """
+        known = json.loads(TEST_GROUPS.read_text()) if TEST_GROUPS.is_file() else {}
+        fingerprint = self.record.provenance["data"]["test"]
+        if fingerprint in known:
+            return known[fingerprint]
+        if DATASETS[self.planned.settings["dataset"]].groups is not SegmentationDataset.groups:
+            raise ValueError(
+                f"{TEST_GROUPS.name} must have the test images of {self.planned.name}: run "
+                "study/scores.py --data FOLDER"
+            )
+        return [1] * self.record.provenance["num_images"]["test"]
 
     @property
     def images_path(self) -> Path:
