@@ -1,12 +1,13 @@
 """Scores under shifts of the logits, from the counts of a run."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from patlib import RunConfig, train
 from patlib.study.grids import PlannedRun
 from patlib.study.runs import Run
-from patlib.study.shifts import best_shift, shift_curve, shifted_counts
+from patlib.study.shifts import best_shift, excess, shift_curve, shifted_counts
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,6 @@ def test_counts_under_a_shift(run):
 
 def test_the_best_shift_is_chosen_on_validation(run, monkeypatch):
     """Of equals the smallest; the test images are not read."""
-    import pandas as pd
 
     def curve(runs, kind, split):
         assert split == "validation"
@@ -65,3 +65,18 @@ def test_the_best_shift_is_chosen_on_validation(run, monkeypatch):
     monkeypatch.setattr("patlib.study.shifts.shift_curve", curve)
     assert best_shift([run]) == ("tau", 0.25)
     assert best_shift([run], ["kappa"]) == ("kappa", -0.5)
+
+
+@pytest.mark.parametrize(
+    ("miou", "tail", "expected"),
+    [
+        (0.50, 0.10, 0.0),  # a point of the curve
+        (0.45, 0.15, 0.0),  # half-way between two
+        (0.50, 0.20, 0.05),  # short by 5 points in both at (0.45, 0.15)
+        (0.30, 0.05, -0.12),  # a point with both 12 points or more above: (0.43, 0.17)
+        (0.60, 0.05, 0.10),  # above the highest mIoU
+    ],
+)
+def test_excess_over_a_curve(miou, tail, expected):
+    curve = pd.DataFrame({"miou": [0.5, 0.4, 0.3], "tail": [0.1, 0.2, 0.2]})
+    assert excess(curve, miou, tail) == pytest.approx(expected, abs=6e-3)

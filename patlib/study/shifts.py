@@ -77,3 +77,20 @@ def best_shift(runs: Sequence[Run], kinds: Iterable[str] = KINDS) -> tuple[str, 
         ]
     *_, kind, strength = max(candidates, key=lambda c: c[:2])
     return kind, strength
+
+
+def excess(curve: pd.DataFrame, miou: float, tail: float, steps: int = 100) -> float:
+    """By how much a pair of scores is outside what a curve of shifts reaches.
+
+    The smallest δ such that a point of the curve has a mIoU of at least ``miou`` - δ and a tail of
+    at least ``tail`` - δ. Positive: no shift reaches the pair; negative: one is above it in both.
+
+    Args:
+        curve: of :func:`shift_curve`; between its shifts the scores are interpolated linearly.
+        miou, tail: the pair.
+        steps: points between two neighbouring shifts.
+    """
+    at = np.linspace(0, len(curve) - 1, (len(curve) - 1) * steps + 1)
+    reached = (np.interp(at, np.arange(len(curve)), curve[name]) for name in ("miou", "tail"))
+    short = [target - scores for target, scores in zip((miou, tail), reached, strict=True)]
+    return float(np.maximum(*short).min())
