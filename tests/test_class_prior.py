@@ -1,5 +1,7 @@
 """The class prior of each loss, against a network without features that is trained with it."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -180,3 +182,23 @@ def test_solvers_against_scipy():
 def test_wrong_class_sizes(wrong):
     with pytest.raises(ValueError, match=r"class_sizes must be .*\(N, 4\).*got shape"):
         build("ce").class_prior(wrong)
+
+
+def test_a_shift_inside_the_loss_is_another_initial_bias():
+    """PAT(x + c) trains the network that PAT(x) trains from a bias greater by c."""
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 12, 12, dtype=torch.float64)
+    target = torch.randint(3, (4, 12, 12))
+    shift = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
+    loss = build_loss("pat", num_classes=3)
+    first = torch.nn.Conv2d(3, 3, 3, padding=1, dtype=torch.float64)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.bias += shift
+    for network, inside in ((first, shift), (second, torch.zeros(3, dtype=torch.float64))):
+        optimizer = torch.optim.Adam(network.parameters(), 0.05)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss(network(images) + inside[:, None, None], target).backward()
+            optimizer.step()
+    torch.testing.assert_close(first(images) + shift[:, None, None], second(images))
