@@ -20,6 +20,10 @@ IMPLEMENTATIONS = {
     "pat, one-hot": ("PAT, one-hot", "#f4b8a8", "*"),
 }
 LOOKS = {n: (loss.label, loss.color, loss.marker) for n, loss in LOSSES.items()}
+LOOKS |= {
+    row: (row.replace(name, LOSSES[name].label, 1), LOSSES[name].color, LOSSES[name].marker)
+    for row, (name, _) in common.VARIANTS.items()
+}
 LOOKS |= IMPLEMENTATIONS
 GIGA = 1e9
 ERROR = {"ecolor": "#777777", "elinewidth": 1.2}
