@@ -1,6 +1,8 @@
 """The chapter on the losses as a family: weights against formulas and finite differences."""
 
+import ast
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -159,7 +161,8 @@ def test_calls_of_the_page_build_the_members():
         num_images=5,
         build_loss=build_loss,
     )
-    calls = [line for line in text.splitlines() if line.startswith("build_loss(")]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    calls = [ast.unparse(call) for block in blocks for call in ast.parse(block).body]
     built = {repr(eval(call, given)) for call in calls}
     sizes = [given[name] for name in ("class_counts", "class_images", "num_images")]
     members = {repr(m.build_from(*sizes)) for m in chapter.family()}

@@ -275,9 +275,9 @@ def percent(value: float) -> str:
 
 TITLES = {
     "sure": ("p = 0.9 against p = 0.1", times),
-    "image": ("class 10 times smaller in the image", times),
-    "dataset": ("class 10 times rarer in the training set", times),
-    "images": ("class in 10 times fewer training images", times),
+    "image": ("10 times smaller in the image", times),
+    "dataset": ("10 times rarer in training", times),
+    "images": ("in 10 times fewer training images", times),
     "largest": ("prior of the largest class (%)", percent),
     "rarest": ("prior of the rarest class (%)", percent),
     "time": ("time, CE = 1", ratio),
@@ -304,7 +304,7 @@ def drawn(members: Sequence[Member], panel: str) -> list[Member]:
 def plot_weights(members: Sequence[Member], setting: Setting):
     """What a pixel weighs by its confidence, by its class in the image and in the training set."""
     shares = np.geomspace(0.001, 0.5, 8)
-    figure, axes = plt.subplots(3, 1, figsize=(5.2, 10.2), layout="constrained")
+    figure, axes = plt.subplots(3, 1, figsize=(4.8, 10), layout="constrained")
     shown = drawn(members, "confidence")
     curves = {m.label: weight_by_confidence(m, setting) for m in shown}
     x = next(iter(curves.values()))[0]
@@ -345,7 +345,7 @@ def plot_priors(priors: Mapping[str, np.ndarray], members, class_names: Sequence
         members: with these labels.
         class_names: names of the classes, from the one with most training pixels down.
     """
-    figure, axis = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.8, 4), layout="constrained")
     shown = [m for m in drawn(members, "prior") if m.label in priors]
     curves = {m.label: 100 * priors[m.label] for m in shown}
     _draw(axis, np.arange(len(class_names)), curves, shown, alike=1.1, marker="o")
