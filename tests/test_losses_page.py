@@ -121,6 +121,10 @@ def test_margin_and_noise():
     """LDAM pulls as long as the margin is not made up for; BLV without noise is cross-entropy."""
     far, near = (weight(Member("", "ldam", {"scale": s}), SMALL) for s in (20.0, 1e-6))
     assert near == pytest.approx(1, rel=1e-4) and far > 1
+    # Complete, at the end of the training: the weights of CB on top.
+    complete, plain = weight(FAMILY["LDAM, complete"], SMALL), Member("", "ldam", {"scale": 30.0})
+    assert complete / weight(plain, SMALL) == pytest.approx(weight(FAMILY["CB"], SMALL), rel=1e-4)
+    assert weight(FAMILY["CB"], SMALL) > 15
     assert weight(Member("", "blv", {"sigma": 1e-6}), SMALL) == pytest.approx(1, rel=1e-4)
     before = torch.get_rng_state()
     weight(FAMILY["BLV"], SMALL)
@@ -194,6 +198,7 @@ def test_stored_page_has_the_times_of_the_record_and_says_what_is_not_measured()
 def test_variants_have_the_row_of_the_benchmark_with_their_parameters():
     found = {label: member.benchmark for label, member in FAMILY.items()}
     assert found["CE, inverse"] == "ce, class weights" and found["Tversky"] == "tversky"
+    assert found["CE + Jaccard"] == "mix"
     assert found["PAT"] is None  # T = 5 is not timed
     assert {m.label: m.benchmark for m in chapter.family()}["PAT"] == "pat"
 

@@ -123,8 +123,10 @@ def plot_loss_only(rows: Sequence[Mapping]):
             axis.set_xscale("log")
     _name_rows(axes, names)
     for line, what in zip(axes, ("time", "memory"), strict=True):
+        most = max(axis.dataLim.x1 for axis in line)
+        ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= max(20, most)]
         for axis in line:
-            axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         figure_label = f"{what}, as a multiple of F.cross_entropy's (log scale)"
         line[len(line) // 2].set_xlabel(figure_label, x=0 if len(line) % 2 == 0 else 0.5)

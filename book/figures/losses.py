@@ -11,7 +11,7 @@ import torch
 
 from figures import load_script, table
 from patlib.checks import check_integer, check_number
-from patlib.losses import LOSSES, SegmentationLoss, build_loss
+from patlib.losses import LOSSES, SegmentationLoss, build_loss, mix
 
 common = load_script("benchmarks/common.py")
 
@@ -56,7 +56,7 @@ class Member(NamedTuple):
     @property
     def benchmark(self) -> str | None:
         """Its row in the records of ``benchmarks/losses.py``; None if it has none."""
-        defaults = {"gamma": 2.0, "temperature": 20.0}
+        defaults = {"gamma": 2.0, "temperature": 20.0, "losses": mix.DEFAULT}
         params = {k: v for k, v in self.params.items() if defaults.get(k) != v}
         rows = {name: (name, {}) for name in LOSSES} | common.VARIANTS
         return next((row for row, timed in rows.items() if timed == (self.name, params)), None)
@@ -87,7 +87,7 @@ def family(temperature: float = 20.0, gamma: float = 2.0) -> list[Member]:
         Member("Jaccard", "jaccard", {}),
         Member("Tversky", "tversky", {}),
         Member("Lovász", "lovasz", {}),
-        Member("CE + Jaccard", "mix", {"losses": {"ce": 0.25, "jaccard": 0.75}}),
+        Member("CE + Jaccard", "mix", {"losses": mix.DEFAULT}),
     ]
 
 
