@@ -13,10 +13,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each sta
 import torch
 import torch.nn.functional as F
 
+from patlib.losses import LOSSES, SegmentationLoss, build_loss
 from patlib.records import provenance, write_text
 
 RECORDS = Path(__file__).parent / "records"
 
+# The losses that the paper compares.
+PAPER = ("ce", "focal", "cb", "cb_focal", "bms", "ldam", "blv", "pat")
+# Of one loss with other work to do: name of the row -> loss, parameters.
+VARIANTS = {
+    "ce, class weights": ("ce", {"class_weights": "inverse"}),
+    "pat, data set sizes": ("pat", {"sizes": "dataset", "presence_exponent": 1.0}),
+    "pat, normalised": ("pat", {"normalize": "weights"}),
+}
 
 # F.cross_entropy, and the two formulas on one-hot tensors below.
 BASELINE, TEXTBOOK_CE, TEXTBOOK_PAT = "F.cross_entropy", "ce, one-hot", "pat, one-hot"
@@ -49,6 +58,33 @@ def one_hot_labels(target, num_classes):
     valid = target != 255
     one_hot = F.one_hot(target.where(valid, 0), num_classes).movedim(-1, 1)
     return one_hot * valid.unsqueeze(1)
+
+
+def build(name: str, sizes: torch.Tensor, /, **params) -> SegmentationLoss:
+    """A loss of `LOSSES` with what it needs of the training set.
+
+    Args:
+        sizes: valid pixels of each class in each training image, int64 (N, L).
+    """
+    return build_loss(
+        name,
+        num_classes=sizes.shape[1],
+        class_counts=sizes.sum(0),
+        class_images=(sizes > 0).sum(0),
+        num_images=len(sizes),
+        **params,
+    )
+
+
+def build_all(sizes: torch.Tensor) -> dict[str, SegmentationLoss]:
+    """All losses with their defaults, then the variants."""
+    losses = {name: build(name, sizes) for name in LOSSES}
+    return losses | {row: build(name, sizes, **more) for row, (name, more) in VARIANTS.items()}
+
+
+def sizes_of(target: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Valid pixels of each class in each image of a batch (B, H, W): int64 (B, L), on the CPU."""
+    return one_hot_labels(target, num_classes).sum((2, 3)).cpu()
 
 
 def cpu_model() -> str:

@@ -4,8 +4,9 @@
 
 SegNet at the image sizes and numbers of classes of the paper's three data sets (void is a class
 there), on images and labels drawn at random: what a step costs hardly depends on what is in them.
-Beside the eight losses stand `F.cross_entropy`, and cross-entropy and PAT written as in the paper,
-on one-hot tensors, so that what a formula costs can be told from what its implementation costs.
+Beside the paper's eight losses stand `F.cross_entropy`, and cross-entropy and PAT written as in the
+paper, on one-hot tensors, so that what a formula costs can be told from what its implementation
+costs.
 
 In each repetition every loss makes one training step (forward, backward, Adam), in an order drawn
 anew, with the same network. The learning rate is 0: the arithmetic of a step, and the same weights
@@ -30,17 +31,19 @@ import time
 import torch
 from common import (
     BASELINE,
+    PAPER,
     TEXTBOOK_CE,
     TEXTBOOK_PAT,
+    build,
     peak_bytes,
     save,
     seconds,
+    sizes_of,
     spread,
     textbook_ce,
     textbook_pat,
 )
 
-from patlib.losses import LOSSES, build_loss
 from patlib.models import build_model
 
 # (H, W), classes with void, and images, as the paper's Section 5 gives them: 37 breeds of about
@@ -67,7 +70,7 @@ class Step:
         generator = torch.Generator().manual_seed(0)
         image = torch.rand(batch_size, 3, *image_size, generator=generator)
         target = torch.randint(num_classes, (batch_size, *image_size), generator=generator)
-        self.class_counts = target.flatten().bincount(minlength=num_classes)
+        self.sizes = sizes_of(target, num_classes)
         self.image = image.to(device, memory_format=torch.channels_last)
         self.target = target.to(device)
         torch.manual_seed(0)
@@ -104,10 +107,7 @@ def sample_utilization(step, device) -> list[float]:
 def measure(image_size, num_classes, batch_size, width, repetitions, device):
     """One row a loss: seconds and ratios of a step, bytes, device use."""
     step = Step(image_size, num_classes, batch_size, width, device)
-    losses = {
-        name: build_loss(name, num_classes, class_counts=step.class_counts).to(device)
-        for name in LOSSES
-    }
+    losses = {name: build(name, step.sizes).to(device) for name in PAPER}
     losses |= {
         BASELINE: torch.nn.CrossEntropyLoss(ignore_index=255),
         TEXTBOOK_CE: textbook_ce,

@@ -10,19 +10,21 @@ The setting is CamVid's, small: 11 classes, images of 96x128, drawn; batches of 
 2. `losses`: a loss alone, forward and backward on the network's logits, beside the whole step;
 3. `epochs`: the median step on the loop's own batches, times the steps of an epoch.
 
-Prints tables and writes benchmarks/records/training-<device>.json.
+On two cores of a CPU all takes about three minutes. Prints tables and writes
+benchmarks/records/training-<device>.json.
 """
 
 import argparse
 import tempfile
+from dataclasses import replace
 
 import torch
-from common import save, seconds, spread
+from common import build, save, seconds, spread
 
 from patlib import RunConfig, train
 from patlib.batches import SplitTensors
-from patlib.data import build_dataset, count_classes, load_arrays
-from patlib.losses import LOSSES, build_loss
+from patlib.data import build_dataset, class_sizes, load_arrays
+from patlib.losses import LOSSES
 from patlib.models import MODELS, build_model
 
 NUM_CLASSES, BATCH = 11, 8
@@ -45,11 +47,11 @@ def make_config(device, image_size, **changes) -> RunConfig:
 class Steps:
     """Training steps of one network and loss, without anything around them."""
 
-    def __init__(self, model, loss, class_counts, device):
+    def __init__(self, model, loss, sizes, device):
         torch.manual_seed(0)
         model = build_model(model, NUM_CLASSES, **MODEL_PARAMS.get(model, {}))
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.loss = build_loss(loss, NUM_CLASSES, class_counts=class_counts).to(device)
+        self.loss = build(loss, sizes).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def __call__(self, image, target):
@@ -58,20 +60,20 @@ class Steps:
         self.optimizer.step()
 
 
-def measure_loop(config, images, counts, repetitions, device) -> dict:
+def measure_loop(config, images, sizes, repetitions, device) -> dict:
     """Images a second of `train` and of bare steps, by turns."""
-    steps = Steps("segnet", "pat", counts, device)
-    batch = next(images.shuffled_batches(config, 0, 0))
-    per_run = config.epochs * (len(images) // BATCH)
+    steps = Steps("segnet", "pat", sizes, device)
+    batch = next(images.shuffled_batches(config, 0, 0, sizes))
+    per_run = config.epochs * (len(images) // config.batch_size)
     looped, bare = [], []
     for repetition in range(repetitions + 1):
         with tempfile.TemporaryDirectory() as folder:
-            run = make_config(device, config.image_size, output_dir=folder)
+            run = replace(config, output_dir=folder)
             rate = train(run, progress=False).provenance["train_images_per_second"]
         taken = sum(seconds(lambda: steps(*batch), device) for _ in range(per_run))
         if repetition:  # the first one warms up
             looped.append(rate)
-            bare.append(per_run * BATCH / taken)
+            bare.append(per_run * config.batch_size / taken)
     return {
         "train_images_per_second": spread(looped),
         "bare_images_per_second": spread(bare),
@@ -79,10 +81,10 @@ def measure_loop(config, images, counts, repetitions, device) -> dict:
     }
 
 
-def measure_losses(config, images, counts, repetitions, device) -> list[dict]:
+def measure_losses(config, images, sizes, repetitions, device) -> list[dict]:
     """Each loss alone, and its share of a SegNet's step."""
-    image, target = next(images.shuffled_batches(config, 0, 0))
-    steps = {loss: Steps("segnet", loss, counts, device) for loss in LOSSES}
+    image, target = next(images.shuffled_batches(config, 0, 0, sizes))
+    steps = {loss: Steps("segnet", loss, sizes, device) for loss in LOSSES}
     logits = steps["ce"].model(image).detach().requires_grad_()
     alone, whole = ({loss: [] for loss in LOSSES} for _ in range(2))
 
@@ -110,20 +112,22 @@ def measure_losses(config, images, counts, repetitions, device) -> list[dict]:
     ]
 
 
-def measure_epochs(config, images, counts, repetitions, device) -> list[dict]:
-    """Seconds of an epoch: every loss with SegNet, every network with PAT."""
+def measure_epochs(config, images, sizes, repetitions, device) -> list[dict]:
+    """Seconds of an epoch: every loss with SegNet, every network with PAT.
+
+    An epoch must have a batch for each of these pairs.
+    """
     pairs = [("segnet", loss) for loss in LOSSES]
     pairs += [(model, "pat") for model in MODELS if model != "segnet"]
-    steps = {pair: Steps(*pair, counts, device) for pair in pairs}
+    steps = {pair: Steps(*pair, sizes, device) for pair in pairs}
     times = {pair: [] for pair in pairs}
-    batches = images.shuffled_batches(config, 0, 0)
     for repetition in range(repetitions + 1):
+        batches = images.shuffled_batches(config, repetition, 0, sizes)
         for pair, step in steps.items():
             taken = seconds(lambda step=step, batches=batches: step(*next(batches)), device)
             if repetition:
                 times[pair].append(taken)
-        batches = images.shuffled_batches(config, repetition + 1, 0)
-    per_epoch = len(images) // BATCH
+    per_epoch = len(images) // config.batch_size
     return [
         {"model": model, "loss": loss, "seconds": spread([per_epoch * t for t in times])}
         for (model, loss), times in times.items()
@@ -143,22 +147,20 @@ def main():
         "synthetic", split="train", image_size=image_size, num_classes=NUM_CLASSES
     )
     arrays = load_arrays(dataset)
-    counts = count_classes(arrays, NUM_CLASSES)
+    sizes = class_sizes(arrays, NUM_CLASSES)
     images = SplitTensors(arrays, device)
-    assert len(images) // BATCH >= len(LOSSES) + len(MODELS), "an epoch has a batch for each pair"
-
-    losses = measure_losses(config, images, counts, repetitions, device)
+    losses = measure_losses(config, images, sizes, repetitions, device)
     print(f"{'':16} {'loss, ms':>9} {'step, ms':>9} {'share':>7}")
     for row in losses:
         print(
             f"{row['loss']:16} {1e3 * row['loss_seconds']['median']:9.2f}"
             f" {1e3 * row['step_seconds']['median']:9.1f} {row['share']['median']:7.1%}"
         )
-    epochs = measure_epochs(config, images, counts, repetitions, device)
+    epochs = measure_epochs(config, images, sizes, repetitions, device)
     print(f"\nseconds an epoch of {len(images)} images")
     for row in epochs:
         print(f"{row['model']:16} {row['loss']:9} {row['seconds']['median']:7.2f}")
-    loop = measure_loop(config, images, counts, runs, device)
+    loop = measure_loop(config, images, sizes, runs, device)
     print(
         f"\npatlib.train: {loop['train_images_per_second']['median']:.1f} images/s, bare steps: "
         f"{loop['bare_images_per_second']['median']:.1f} images/s, "

@@ -1,5 +1,6 @@
 """The site: built as strictly as `make book` builds it, served here, and read in a browser."""
 
+import csv
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import numpy as np
 import pytest
 import yaml
-from chapters import ROOT
+from chapters import ROOT, stored_tables
 from figures.method import interactive_curves
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -119,6 +120,30 @@ def test_chapters_can_be_downloaded_read_and_opened_in_colab(site, pages, chapte
     assert f"{REPOSITORY['url']}/blob/{file}?plain=1" in references
     assert f"../_sources/{chapter}.ipynb" in references
     assert json.loads((site / "_sources" / f"{chapter}.ipynb").read_text())["cells"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_tables_can_be_downloaded_and_say_what_the_page_says(site, pages, chapter):
+    for name, shown in stored_tables(Path(chapter).name).items():
+        file = f"_downloads/tables/{name}.csv"
+        assert f"../{file}" in pages[f"{chapter}.html"].references
+        with open(site / file, newline="", encoding="utf-8") as stream:
+            head, *rows = csv.reader(stream)
+        found = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+        assert found == {
+            " ".join(first.split()): {k: " ".join(v.split()) for k, v in row.items()}
+            for first, row in shown.items()
+        }
+
+
+def test_scores_of_all_runs_can_be_downloaded(site, pages):
+    results = ("baselines", "architectures", "temperature")
+    for page in ("book/rerun.html", *(f"notebooks/{name}.html" for name in results)):
+        links = {r for r in pages[page].references if r.endswith("scores.csv")}
+        files = {Path(r).name: site / "x" / r for r in links}
+        assert files.keys() == {"scores.csv", "class_scores.csv"}
+        for name, file in files.items():
+            assert file.resolve().read_bytes() == (ROOT / "study/records" / name).read_bytes()
 
 
 def test_the_last_page_lists_every_notebook(pages, site):

@@ -20,6 +20,10 @@ IMPLEMENTATIONS = {
     "pat, one-hot": ("PAT, one-hot", "#f4b8a8", "*"),
 }
 LOOKS = {n: (loss.label, loss.color, loss.marker) for n, loss in LOSSES.items()}
+LOOKS |= {
+    row: (row.replace(name, LOSSES[name].label, 1), LOSSES[name].color, LOSSES[name].marker)
+    for row, (name, _) in common.VARIANTS.items()
+}
 LOOKS |= IMPLEMENTATIONS
 GIGA = 1e9
 ERROR = {"ecolor": "#777777", "elinewidth": 1.2}
@@ -119,8 +123,10 @@ def plot_loss_only(rows: Sequence[Mapping]):
             axis.set_xscale("log")
     _name_rows(axes, names)
     for line, what in zip(axes, ("time", "memory"), strict=True):
+        most = max(axis.dataLim.x1 for axis in line)
+        ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= max(20, most)]
         for axis in line:
-            axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         figure_label = f"{what}, as a multiple of F.cross_entropy's (log scale)"
         line[len(line) // 2].set_xlabel(figure_label, x=0 if len(line) % 2 == 0 else 0.5)
