@@ -96,9 +96,8 @@ def _pil(image):
 
 
 def test_ours_brought_along_gives_the_result_of_the_configuration(config, camvid_tree, tmp_path):
-    named = same(
-        config, dataset="camvid", data_root=camvid_tree, image_size=(32, 40), model_params={"width": 2}
-    )  # fmt: skip
+    of_data = {"dataset": "camvid", "data_root": camvid_tree, "image_size": (32, 40)}
+    named = same(config, **of_data, model_params={"width": 2})
     expected = train(same(named, output_dir=str(tmp_path / "named")), progress=False)
     data = {s: build_dataset("camvid", camvid_tree, s, image_size=(32, 40)) for s in SPLITS}
     with seeded(config.seed):
@@ -167,7 +166,7 @@ IMAGE, MASK = torch.rand(3, 32, 40), torch.zeros(32, 40, dtype=torch.int64)
     ("given", "message"),
     [
         ({"model": "segnet"}, "model must be a torch.nn.Module, got 'segnet'"),
-        ({"model": Coarse(8)}, r"model must return .* of shape \(1, 8, 96, 128\) .* got \(1, 8, 24"),
+        ({"model": Coarse(8)}, r"model must return .* shape \(1, 8, 96, 128\) .* got \(1, 8, 24"),
         ({"model": Net(4)}, r"of shape \(1, 8, 96, 128\) .* got \(1, 4, 96, 128\)"),
         ({"datasets": {"train": [], "test": []}}, "datasets must be a dict with 'train', 'valid"),
         ({"datasets": leaves() | {"test": []}}, r"datasets\['test'\] must hold images, got none"),
