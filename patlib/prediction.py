@@ -115,6 +115,26 @@ def _own_model(name: str, model: nn.Module | None) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def shift_of(
+    run: str | Path, priors: ClassPriors | None, prior_shift: Mapping[str, float]
+) -> Tensor:
+    """What a shift subtracts from the logits, float32 (L, 1, 1).
+
+    Args:
+        run, prior_shift: see :class:`Predictor`.
+        priors: of the run, from :func:`load_model`.
+
+    Raises:
+        ValueError: the run has no priors, or the shift is not one of these.
+    """
+    if priors is None:
+        raise ValueError(
+            f"prior_shift must be None for {str(run)!r}, made before 0.2.0 without class "
+            f"priors, got {prior_shift!r}"
+        )
+    return priors.shift(prior_shift).float()[:, None, None]
+
+
 class Predictor:
     """Labels images with a trained network, which is loaded once::
 
@@ -161,13 +181,7 @@ class Predictor:
         self.model = network.to(self.device)
         self.shift: Tensor | None = None
         if prior_shift is not None:
-            if content["priors"] is None:
-                raise ValueError(
-                    f"prior_shift must be None for {str(run)!r}, made before 0.2.0 without class "
-                    f"priors, got {prior_shift!r}"
-                )
-            shift = content["priors"].shift(prior_shift)
-            self.shift = shift.to(self.device, torch.float32)[:, None, None]
+            self.shift = shift_of(run, content["priors"], prior_shift).to(self.device)
         self.class_names: tuple[str, ...] = tuple(content["class_names"])
         self.image_size: tuple[int, int] = tuple(content["image_size"])
 
