@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from patlib.study.wording import listing, signed
 from patlib.training import open_split, train
 
 RESAMPLES = 2000
+ENOUGH_STEPS = 1000  # of a run, from which nothing is said of its length
 OVERTIME = 1.05  # of the planned time; seeds that would end later are left out
 METRICS = {"miou": "mIoU", "head": "head", "mid": "middle", "tail": "tail"}
 
@@ -232,7 +233,10 @@ def _unshifted(run: Trained) -> int:
 def shift_text(shift: Mapping[str, float]) -> str:
     """``τ = 0.5``, or ``no shift``."""
     ((kind, strength),) = shift.items()
-    return f"{ {'tau': 'τ', 'kappa': 'κ'}[kind] } = {strength:g}" if strength else "no shift"
+    if not strength:
+        return "no shift"
+    text = f"{ {'tau': 'τ', 'kappa': 'κ'}[kind] } = {strength:g}"
+    return text.replace("-", "−").replace(" ", "\u00a0")
 
 
 def shift_option(shift: Mapping[str, float]) -> str:
@@ -254,12 +258,12 @@ def verdict(found: Comparison) -> list[str]:
     ]
     judged = found.differences["miou"]
     if seeds == 1:
+        said[0] += " With one seed, this may be chance."
         said.append(
-            "One seed: how much of a difference is chance is not known. "
-            + "; ".join(f"{d.method} {signed(d.mean)}" for d in judged)
-            + " points of test mIoU beside it. More seeds (a larger budget) would decide."
+            f"Test mIoU beside it, in points: {_each(judged)}. More seeds (a larger budget) would "
+            "decide."
         )
-        return said
+        return [*said, *_short_runs(found)]
     same = [d.method for d in judged if d.verdict == "not distinguishable"]
     worse = [d.method for d in judged if d.verdict == "lower"]
     better = [d.method for d in judged if d.verdict == "higher"]
@@ -276,10 +280,24 @@ def verdict(found: Comparison) -> list[str]:
     tail = [d for d in found.differences["tail"] if d.verdict == "higher"]
     if tail:
         said.append(
-            f"For the rarest third of the classes {listing(d.method for d in tail)} did better "
-            f"({'; '.join(f'{signed(d.mean)} points of tail IoU' for d in tail)})."
+            f"For the rarest third of the classes other losses did better, in points of tail IoU: "
+            f"{_each(tail)}."
         )
-    return said
+    return [*said, *_short_runs(found)]
+
+
+def _each(differences: Iterable[Difference]) -> str:
+    return ", ".join(f"{d.method} {signed(d.mean)}" for d in differences)
+
+
+def _short_runs(found: Comparison) -> list[str]:
+    """A warning where the runs are short."""
+    record = found.best_run.record
+    batches = record.provenance["num_images"]["train"] // record.config["batch_size"]
+    steps = batches * record.config["epochs"]
+    if steps >= ENOUGH_STEPS:
+        return []
+    return [f"Each run had {steps} steps: a loss that starts slowly may do better in longer ones."]
 
 
 def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> str:

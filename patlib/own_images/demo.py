@@ -20,7 +20,7 @@ def write_folder(folder: str | Path, images: int = IMAGES) -> Path:
     folder = Path(folder).expanduser()
     if folder.is_dir():
         return folder
-    drawn = Synthetic(image_size=(64, 96))
+    drawn = Synthetic(image_size=(64, 96), num_classes=6, imbalance=30, rare_size=60)
     with whole_folder(folder) as beside:
         for kind in ("images", "masks"):
             (beside / kind).mkdir()

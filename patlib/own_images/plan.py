@@ -39,7 +39,7 @@ SEEDS = ((5, 2000), (3, 400), (2, 200), (1, 0))
 MAX_EPOCHS = 200
 BATCH_SIZE = 8
 STEPS = 3  # that are timed, after as many that are not
-REPORT_SECONDS = 20.0  # for figures and intervals
+REPORT_SECONDS = 12.0  # for figures and intervals
 PLAN = "plan.json"
 
 
