@@ -14,10 +14,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
-from patlib.checks import check_integer, check_number
+from patlib.checks import check_choice, check_integer, check_number
 from patlib.config import DEVICES, RunConfig
 
 REFUSED, FAILED = 2, 1
+NOTEBOOK = "own_images.ipynb"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +84,7 @@ def build_parser() -> ArgumentParser:
     compare.add_argument(
         "--image_size", type=int, nargs=2, default=None, help="height and width in pixels"
     )
+    compare.add_argument("--device", default="auto", help=", ".join(DEVICES))
     commands.add_subcommand("compare", compare, help="compare losses on your own images")
     return parser
 
@@ -142,8 +144,50 @@ def _prior_shift(text: str, run: str) -> dict[str, float] | None:
 
 
 def _compare(options: Namespace) -> int:
-    check_number("budget", options.budget, above=0)
-    raise NotImplementedError
+    data = Path(options.data).expanduser().absolute()
+    if not data.is_dir():
+        raise FileNotFoundError(f"data must be a folder of images and masks, got {options.data!r}")
+    out = Path(options.out).expanduser()
+    parameters = {
+        "data_root": str(data),
+        "budget_minutes": check_number("budget", options.budget, above=0),
+        "losses": options.losses,
+        "seeds": options.seeds,
+        "model": options.model,
+        "image_size": options.image_size,
+        "device": check_choice("device", options.device, DEVICES),
+        "output_dir": str(out),
+    }
+    try:
+        import papermill
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"patlib compare needs {error.name}: pip install 'patlib-segmentation[book]'"
+        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            find_notebook(),
+            out / "comparison.ipynb",
+            {name: value for name, value in parameters.items() if value is not None},
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        refused = error.ename in ("ValueError", "FileNotFoundError")
+        return _complain(error.evalue or error.ename, REFUSED if refused else FAILED)
+    return 0
+
+
+def find_notebook() -> Path:
+    """The notebook of the comparison: in an installed package, or beside the package in a clone."""
+    package = Path(__file__).parent
+    places = [folder / "notebooks" / NOTEBOOK for folder in (package, package.parent)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"the notebook must be at {places[0]} or {places[1]}, and is not")
 
 
 COMMANDS = {"train": _train, "predict": _predict, "compare": _compare}
