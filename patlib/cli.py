@@ -173,6 +173,7 @@ def _compare(options: Namespace) -> int:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
         refused = error.ename in ("ValueError", "FileNotFoundError")

@@ -38,7 +38,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 SEEDS = ((5, 2000), (3, 400), (2, 200), (1, 0))
 MAX_EPOCHS = 200
 BATCH_SIZE = 8
-STEPS = 3  # that are timed, after as many that are not
 REPORT_SECONDS = 12.0  # for figures and intervals
 PLAN = "plan.json"
 
@@ -204,10 +203,8 @@ def make_plan(
         return _planned(folder, Plan(dict(methods), dict(settings), [], data, {}, 0.0))
 
     folder.mkdir(parents=True, exist_ok=True)
-    speeds = {
-        label: measure(RunConfig(**{**settings, **own}), arrays, folder)
-        for label, own in methods.items()
-    }
+    configs = {label: RunConfig(**{**settings, **own}) for label, own in methods.items()}
+    speeds = measure(configs, arrays, folder)
     images = {split: len(part.images) for split, part in arrays.items()}
     steps = images["train"] // settings["batch_size"]
     epoch = {
@@ -264,46 +261,61 @@ def fit(
     return number, epochs
 
 
-def measure(config: RunConfig, arrays: Mapping[str, DecodedSplit], folder: Path) -> dict:
+def measure(
+    configs: Mapping[str, RunConfig], arrays: Mapping[str, DecodedSplit], folder: Path
+) -> dict[str, dict[str, float]]:
     """Seconds of a training step, of scoring an image, and of saving, on this machine.
 
+    Only the loss differs between the methods: the first is timed in all of it, after a step that is
+    not timed; of the others, one step.
+
     Args:
-        config: of a run of the method.
+        configs: label -> a run of the method.
         arrays: of the three splits.
         folder: where checkpoints will be saved.
 
     Returns:
-        ``step``; ``image``, scored as after an epoch; ``scored_image``, as after the last, with all
-        shifts and boundaries; ``save``, a checkpoint.
+        label -> ``step``; ``image``, scored as after an epoch; ``scored_image``, as after the last,
+        with all shifts and boundaries; ``save``, a checkpoint.
     """
+    config = next(iter(configs.values()))
     num_classes = open_split(config, "train").num_classes
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     sizes = class_sizes(arrays["train"], num_classes)
-    # As many images as the steps take; the loss still sees the sizes of all.
-    images = config.batch_size * min(STEPS, len(sizes) // config.batch_size)
-    part = _first(arrays["train"], images)
-    learner = Learner(fabric, config, SplitTensors(part, fabric.device), sizes)
-    learner.sizes = sizes[:images]
-    learner.train_epoch(0)
-    step = _seconds(lambda: learner.train_epoch(1)) / (images / config.batch_size)
+    batch = SplitTensors(_first(arrays["train"], config.batch_size), fabric.device)
+    scored = SplitTensors(_first(arrays["validation"], config.batch_size), fabric.device)
+    speeds: dict[str, dict[str, float]] = {}
+    for label, own in configs.items():
+        learner = Learner(fabric, own, batch, sizes)  # the loss knows the sizes of all images
+        learner.sizes = sizes[: config.batch_size]
+        if speeds:
+            step = _seconds(lambda learner=learner: learner.train_epoch(0))
+            speeds[label] = {**speeds[next(iter(speeds))], "step": step}
+        else:
+            learner.train_epoch(0)
+            step = _seconds(lambda learner=learner: learner.train_epoch(1))
+            speeds[label] = {"step": step, **_measure_rest(learner, scored, sizes, folder)}
+    return speeds
 
-    scored = _first(arrays["validation"], config.batch_size)
-    tensors = SplitTensors(scored, fabric.device)
+
+def _measure_rest(
+    learner: Learner, images: SplitTensors, sizes: torch.Tensor, folder: Path
+) -> dict[str, float]:
+    """What :func:`measure` gives beside the step."""
     priors = ClassPriors.of(learner.loss, sizes)
     shifts = torch.stack([priors.shift(prior_shift) for prior_shift in priors.grid()])
 
     def score(**options: Any) -> None:
-        metrics = SegmentationMetrics(num_classes).to(fabric.device)
-        with fabric.autocast():
-            evaluate(learner.network, tensors, config.batch_size, metrics, **options)
+        metrics = SegmentationMetrics(sizes.shape[1]).to(learner.fabric.device)
+        with learner.fabric.autocast():
+            evaluate(learner.network, images, learner.config.batch_size, metrics, **options)
 
-    score()
-    image = _seconds(score) / len(tensors)
-    scored_image = _seconds(lambda: score(shifts=shifts, boundaries=True)) / len(tensors)
+    image = _seconds(score) / len(images)
+    scored_image = _seconds(lambda: score(shifts=shifts, boundaries=True)) / len(images)
     content = {"model": learner.network.state_dict(), "optimizer": learner.optimizer.state_dict()}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save = _seconds(lambda: save_checkpoint(Path(scratch) / "last.ckpt", content))
-    return {"step": step, "image": image, "scored_image": scored_image, "save": save}
+    return {"image": image, "scored_image": scored_image, "save": save}
 
 
 def _first(split: DecodedSplit, number: int) -> DecodedSplit:

@@ -91,7 +91,7 @@ def survey(
     }
     for kind, other in (("images", "masks"), ("masks", "images")):
         for name in sorted(named[kind].keys() - named[other].keys()):
-            missing = "a mask (PNG)" if other == "masks" else "an image"
+            missing = "mask (PNG)" if other == "masks" else "image"
             found.problems[_shown(root, named[kind][name])] = f"there is no {missing} of this name"
     pairs = sorted(named["images"].keys() & named["masks"].keys())
     if not pairs and not found.problems:
