@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from patlib import RunConfig, train
+from patlib.cli import build_parser
 from patlib.data.synthetic import NUM_IMAGES
 from patlib.losses import LOSSES
 
@@ -51,6 +52,11 @@ def test_commands_name_what_exists_and_notebooks_take_what_they_are_given(page):
         for word in words:
             if re.match(r"(notebooks|study|benchmarks)/", word):
                 assert (ROOT / word).exists(), word
+    for words in found:
+        if words[0] == "patlib":  # the parser refuses what it does not know
+            options = build_parser().parse_args(words[1:])
+            if options.command == "train":
+                RunConfig(**vars(options.train))
     runs = [words for words in found if words[0] == "papermill"]
     assert len(runs) >= 4
     for words in runs:
