@@ -69,7 +69,7 @@ def test_everything_that_does_not_fit_is_named_by_file_at_once(folder):
     assert lines["images/01.png"] == "there is no mask (PNG) of this name"
     assert lines["masks/02.png"] == "there is no image of this name"
     assert lines["masks/03.png"] == "the mask has 32x48 pixels (H x W), the image 40x40"
-    assert lines["masks/04.png"] == "it holds [7], which classes.yaml does not"
+    assert lines["masks/04.png"] == "it holds [7], which classes.yaml does not have"
     assert lines["images/05.png"].startswith("an image must have 8 bits a channel")
     assert len(lines) == 6
 
@@ -113,6 +113,23 @@ def test_where_there_is_no_classes_yaml_a_draft_is_written_and_read(folder):
     assert found.image_size == (32, 64)  # multiples of 32
     again = own_images.survey(folder)
     assert again.drafted is None and again.class_names == found.class_names
+
+
+def test_a_draft_of_masks_in_colours_reads_a_palette_as_its_colours(folder):
+    (folder / "classes.yaml").unlink()
+    table = bytes([10, 20, 30, 200, 100, 0, 255, 255, 255] + [0] * 759)
+    for i, file in enumerate(sorted((folder / "masks").iterdir())):
+        mask = Image.open(file)
+        mask.putpalette(table)
+        mask.convert("P" if i == 0 else "RGB").save(file)
+    found = own_images.survey(folder)
+    assert found.class_names == ("class_0a141e", "class_c86400", "class_ffffff")
+    write_image(folder / "masks" / "00.png", np.full(SIZE, 9, np.uint8))
+    (folder / "classes.yaml").unlink()
+    for file in sorted((folder / "masks").iterdir())[:15]:
+        write_image(file, np.full(SIZE, 1, np.uint8))
+    with pytest.raises(ValueError, match="5 files do not fit(.|\n)*15.png: it holds colours"):
+        own_images.survey(folder)
 
 
 def test_counts_of_the_survey_are_those_of_the_masks(folder):

@@ -17,6 +17,7 @@ from patlib.data.dataset import SPLITS
 from patlib.data.folder import (
     CLASSES,
     IMAGE_SUFFIXES,
+    color_text,
     draft_classes,
     list_files,
     mask_values,
@@ -97,15 +98,12 @@ def survey(
     if not pairs and not found.problems:
         raise FileNotFoundError(f"the folder {str(root)!r} has no images.\n{Folder.layout}")
     looked = _look(named, pairs, progress)
-    values, kinds = Counter(), {}
     for name, look in zip(pairs, looked, strict=True):
         for kind, what in look.problems.items():
             found.problems[_shown(root, named[kind][name])] = what
-        if not look.problems:
-            values += look.values
-            kinds[name] = look.colored
-            found.original_sizes[look.size] += 1
-    _check_values(found, named["masks"], kinds, looked, pairs, values)
+    fit = [(name, look) for name, look in zip(pairs, looked, strict=True) if not look.problems]
+    found.original_sizes.update(look.size for _, look in fit)
+    values = _check_values(found, {named["masks"][name]: look for name, look in fit})
     if found.problems:
         raise ValueError(_listing(found))
 
@@ -192,25 +190,31 @@ def _without_path(error: ValueError, file: Path) -> str:
     return str(error).removeprefix(f"{file}: ")
 
 
-def _check_values(found: Survey, masks, kinds, looked, pairs, values) -> None:
-    """Note the masks with values that ``classes.yaml`` lacks, or of another kind than most."""
-    file = found.root / CLASSES
+def _check_values(found: Survey, masks: Mapping[Path, _Look]) -> Counter:
+    """The values of all masks; noted are those that ``classes.yaml`` lacks.
+
+    Without that file, masks are of the kind of most: numbers, or colours. A palette is read as its
+    colours among colours.
+    """
+    file, known = found.root / CLASSES, None
     if file.is_file():
         _, labels, _, colored = read_classes(file)
-        known = {f"#{v:06x}" if colored else v for v in labels}
-        named = CLASSES
+        known = {color_text(v) if colored else v for v in labels}
     else:
-        colored = Counter(kinds.values()).most_common(1)[0][0] if kinds else False
-        known, named = {v for v in values if isinstance(v, str) == colored}, "most masks"
-    for name, look in zip(pairs, looked, strict=True):
-        if look.problems:
-            continue
-        own = set(look.values)
-        if colored and not look.colored:  # a palette can be read as its colours
-            own = set(mask_values_as_colors(masks[name]))
-        if unknown := sorted(own - known, key=str)[:8]:
-            shown = _shown(found.root, masks[name])
-            found.problems[shown] = f"it holds {unknown}, which {named} does not"
+        colored = 2 * sum(look.colored for look in masks.values()) > len(masks)
+    total = Counter()
+    for mask, look in masks.items():
+        values = look.values
+        if colored and not look.colored:
+            values = mask_values_as_colors(mask)
+        if known is None and look.colored and not colored:
+            what = "it holds colours, most masks hold numbers"
+            found.problems[_shown(found.root, mask)] = what
+        elif known is not None and (unknown := sorted(values.keys() - known, key=str)[:8]):
+            what = f"it holds {unknown}, which {CLASSES} does not have"
+            found.problems[_shown(found.root, mask)] = what
+        total += values
+    return total
 
 
 def mask_values_as_colors(file: Path) -> Counter:
