@@ -1,6 +1,6 @@
 # make test   the tests: pytest, nbval on the notebooks, ruff
 # make book   re-executes the notebooks that changed and builds the book into _build/html
-# make bench  time and memory of the losses and of training, into benchmarks/records
+# make bench  time and memory of the losses, of training and of prediction, into benchmarks/records
 # All make the environment (.venv) themselves; PYTHON names the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,7 @@ book: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/figure6.py
 
 # The variable, unlike the option --constraint, takes the place of constraints that pip's own

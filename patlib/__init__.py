@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patlib.config import RunConfig
+    from patlib.exporting import export
     from patlib.prediction import Predictor, load_model, predict
     from patlib.records import RunRecord
     from patlib.training import train
 
 __version__ = "0.2.0"
 
-__all__ = ["Predictor", "RunConfig", "RunRecord", "load_model", "predict", "train"]
+__all__ = ["Predictor", "RunConfig", "RunRecord", "export", "load_model", "predict", "train"]
 
 _MODULES = {
     "Predictor": "prediction",
     "RunConfig": "config",
     "RunRecord": "records",
+    "export": "exporting",
     "load_model": "prediction",
     "predict": "prediction",
     "train": "training",

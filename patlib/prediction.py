@@ -1,5 +1,6 @@
 """Use a trained network: from a checkpoint to label maps."""
 
+import copy
 import itertools
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from patlib.checks import check_choice, check_integer
 from patlib.config import DEVICES
 from patlib.data.images import open_image
 from patlib.models import build_model
+from patlib.own import CUSTOM, own_name
 from patlib.priors import ClassPriors
 from patlib.records import CHECKPOINT, RECORD, RunRecord, different_settings
 
@@ -56,11 +58,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(run: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a run, in evaluation mode, and what else its checkpoint holds.
 
     Args:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
+        model: for a run with a network of your own: one of the same class and arguments. It stays
+            as it is.
 
     Returns:
         The network on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W),
@@ -70,7 +74,7 @@ def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the file is damaged, or something else, or the record beside it is that of
-            another run.
+            another run; ``model`` is missing, or does not fit.
     """
     path = Path(run).expanduser()
     path = path / CHECKPOINT if path.is_dir() else path
@@ -87,11 +91,48 @@ def load_model(run: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             )
     config = content["config"]
     content["priors"] = ClassPriors(**content["priors"]) if "priors" in content else None
-    # The weights come from the checkpoint: nothing is downloaded to be overwritten.
-    params = {k: v for k, v in config["model_params"].items() if k != "encoder_weights"}
-    model = build_model(config["model"], len(content["class_names"]), **params)
-    model.load_state_dict(content.pop("model"))
-    return model.eval().to(memory_format=torch.channels_last), content
+    if config["model"].startswith(CUSTOM):
+        network = _own_model(config["model"], model)
+    else:
+        # The weights come from the checkpoint: nothing is downloaded to be overwritten.
+        params = {k: v for k, v in config["model_params"].items() if k != "encoder_weights"}
+        network = build_model(config["model"], len(content["class_names"]), **params)
+    try:
+        network.load_state_dict(content.pop("model"))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the network {config['model']}: {error}") from error
+    return network.eval().to(memory_format=torch.channels_last), content
+
+
+def _own_model(name: str, model: nn.Module | None) -> nn.Module:
+    """A copy of the user's network, which must be of the class that was trained."""
+    if model is None or own_name(model) != name:
+        given = "none" if model is None else own_name(model)
+        raise ValueError(
+            f"model must be the network that was trained, of class {name.removeprefix(CUSTOM)}, "
+            f"got {given.removeprefix(CUSTOM)}"
+        )
+    return copy.deepcopy(model)
+
+
+def shift_of(
+    run: str | Path, priors: ClassPriors | None, prior_shift: Mapping[str, float]
+) -> Tensor:
+    """What a shift subtracts from the logits, float32 (L, 1, 1).
+
+    Args:
+        run, prior_shift: see :class:`Predictor`.
+        priors: of the run, from :func:`load_model`.
+
+    Raises:
+        ValueError: the run has no priors, or the shift is not one of these.
+    """
+    if priors is None:
+        raise ValueError(
+            f"prior_shift must be None for {str(run)!r}, made before 0.2.0 without class "
+            f"priors, got {prior_shift!r}"
+        )
+    return priors.shift(prior_shift).float()[:, None, None]
 
 
 class Predictor:
@@ -111,6 +152,7 @@ class Predictor:
         prior_shift: ``{"tau": τ}`` or ``{"kappa": κ}``: label under another class prior than the
             one trained under, see :mod:`patlib.priors`; None for none. What validation chooses
             stands in the record, ``record.result["shifted"]["any"]["prior_shift"]``.
+        model: see :func:`load_model`.
 
     Attributes:
         class_names: names of the classes 0 ... L-1.
@@ -127,6 +169,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int = 8,
         prior_shift: Mapping[str, float] | None = None,
+        model: nn.Module | None = None,
     ):
         check_choice("device", device, DEVICES)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1)
@@ -134,17 +177,11 @@ class Predictor:
         if device == "cuda" and not cuda:
             raise ValueError("device must be one that this machine has, got 'cuda'")
         self.device = torch.device("cuda" if cuda and device != "cpu" else "cpu")
-        model, content = load_model(run)
-        self.model = model.to(self.device)
+        network, content = load_model(run, model)
+        self.model = network.to(self.device)
         self.shift: Tensor | None = None
         if prior_shift is not None:
-            if content["priors"] is None:
-                raise ValueError(
-                    f"prior_shift must be None for {str(run)!r}, made before 0.2.0 without class "
-                    f"priors, got {prior_shift!r}"
-                )
-            shift = content["priors"].shift(prior_shift)
-            self.shift = shift.to(self.device, torch.float32)[:, None, None]
+            self.shift = shift_of(run, content["priors"], prior_shift).to(self.device)
         self.class_names: tuple[str, ...] = tuple(content["class_names"])
         self.image_size: tuple[int, int] = tuple(content["image_size"])
 

@@ -1,12 +1,13 @@
 """Training: from a configuration to a record, in one straight line."""
 
+import copy
 import csv
 import dataclasses
 import io
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -17,16 +18,20 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
+from lightning.fabric.loggers import Logger
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from patlib.batches import SplitTensors
 from patlib.config import RunConfig
 from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
+from patlib.data.dataset import SPLITS
 from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
 from patlib.losses import SegmentationLoss, build_loss
 from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
+from patlib.own import check_logits, check_own, decode_datasets, fingerprint_model, own_name
 from patlib.prediction import read_checkpoint
 from patlib.priors import ClassPriors
 from patlib.records import (
@@ -51,7 +56,14 @@ LOCK_SECONDS = 2.0  # how long train waits for another process in the same folde
 MOMENTUM = 0.9  # of SGD
 
 
-def train(config: RunConfig, progress: bool = True) -> RunRecord:
+def train(
+    config: RunConfig,
+    progress: bool = True,
+    *,
+    model: nn.Module | None = None,
+    datasets: Mapping[str, Dataset] | None = None,
+    logger: Logger | None = None,
+) -> RunRecord:
     """Train a network and score it: ``record = train(RunConfig(dataset="synthetic"))``.
 
     Learning rate on a cosine to 0 over all steps, channels_last. Scored is the network of the last
@@ -77,9 +89,21 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
 
     The caller's random numbers and cuDNN settings stay as they are.
 
+    A network or data of your own take the place of those that the configuration names. The record
+    then has the name of their class, such as ``"own:mymodule.MyNet"``, for ``model`` and
+    ``dataset``, and the SHA-256 of the initial parameters in ``model_params``; that of the data is
+    in every record. So a folder goes on with the same network and data only.
+
     Args:
         config: the run.
         progress: show progress bars.
+        model: a network of your own, from images (B, 3, H, W) in [0, 1] to logits (B, L, H, W).
+            Its parameters are where training starts; it stays as it is, a copy is trained.
+            :func:`patlib.load_model` needs it again, as ``model``.
+        datasets: data of your own, ``"train"``, ``"validation"`` and ``"test"``, each a data set
+            of PyTorch that gives ``image, target``, see :func:`patlib.own.decode_datasets`.
+        logger: of Lightning Fabric, such as ``TensorBoardLogger``; it gets the rows of ``log.csv``
+            as they are made, by epoch.
 
     Raises:
         ValueError, FileNotFoundError: this machine cannot make the run, ``output_dir`` cannot be
@@ -91,16 +115,20 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
         OSError: a file cannot be written, such as on a full disk; the message has its path.
     """
     check_machine(config)
+    check_own(model, datasets, config.dataset, config.data_params, config.model_params)
+    if logger is not None and not isinstance(logger, Logger):
+        raise ValueError(f"logger must be a Logger of Lightning Fabric, got {logger!r}")
     config = dataclasses.replace(config, precision=resolve_precision(config))
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy="ddp_spawn" if config.devices > 1 else "auto",
         precision=config.precision,
+        loggers=logger,
     )
     with output_folder(config.output_dir) as folder:
         # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
-        fabric.launch(_train, config.to_dict(), progress)
+        fabric.launch(_train, config.to_dict(), progress, model, datasets)
         return RunRecord.load(folder / RECORD)
 
 
@@ -182,17 +210,36 @@ def fastest_convolutions() -> Iterator[None]:
 
 
 @fastest_convolutions()
-def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
+def _train(
+    fabric: Fabric,
+    settings: dict[str, Any],
+    progress: bool,
+    model: nn.Module | None,
+    datasets: Mapping[str, Dataset] | None,
+) -> None:
     config = RunConfig(**settings)
     clock = Clock()
     folder = Path(config.output_dir).expanduser()
     quiet = not (progress and fabric.is_global_zero)
     bar = partial(tqdm, leave=False, mininterval=0.5, disable=quiet)
 
-    datasets = {split: open_split(config, split) for split in ("train", "validation", "test")}
-    arrays = {split: load_arrays(dataset, progress=bar) for split, dataset in datasets.items()}
+    own = {}  # settings that say what the user brought
+    if datasets is None:
+        opened = {split: open_split(config, split) for split in SPLITS}
+        arrays = {split: load_arrays(dataset, progress=bar) for split, dataset in opened.items()}
+        class_names = opened["train"].class_names
+    else:
+        arrays, class_names = decode_datasets(datasets, config.image_size, bar)
+        own |= {"dataset": own_name(datasets["train"]), "data_params": {}}
+        own |= {"image_size": list(arrays["train"].images.shape[1:3])}
+    num_classes, image_size = len(class_names), tuple(arrays["train"].images.shape[1:3])
+    if model is not None:
+        check_logits(model, num_classes, image_size)
+        initial = fingerprint_model(model)
+        own |= {"model": own_name(model), "model_params": {"initial_sha256": initial}}
+    settings = {**config.settings(), **own}
     fingerprints = {split: part.fingerprint for split, part in arrays.items()}
-    run = run_and_data(config.settings(), fingerprints)
+    run = run_and_data(settings, fingerprints)
     if (folder / RECORD).is_file():
         _check_same_run(folder, run, RunRecord.load(folder / RECORD).run())
         return
@@ -200,13 +247,12 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
     if (folder / CHECKPOINT).is_file():
         checkpoint = read_checkpoint(folder / CHECKPOINT)
         _check_same_run(folder, run, checkpoint["run"])
-    num_classes = datasets["train"].num_classes
     sizes = class_sizes(arrays["train"], num_classes)
     class_counts, class_images = sizes.sum(0), (sizes > 0).sum(0)
     splits = {split: SplitTensors(part, fabric.device) for split, part in arrays.items()}
     clock.add("data")
 
-    learner = Learner(fabric, config, splits["train"], sizes, checkpoint)
+    learner = Learner(fabric, config, splits["train"], sizes, checkpoint, model)
     priors = ClassPriors.of(learner.loss, sizes)
     grid = priors.grid()
     shifts = torch.stack([priors.shift(prior_shift) for prior_shift in grid])
@@ -238,10 +284,10 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
         )
         if fabric.is_global_zero:
             content = {
-                "config": config.to_dict(),
+                "config": {**config.to_dict(), **own},
                 "run": run,
-                "class_names": datasets["train"].class_names,
-                "image_size": datasets["train"].image_size,
+                "class_names": class_names,
+                "image_size": image_size,
                 "curves": curves,
                 "seconds": clock.seconds(),
                 "model": learner.network.state_dict(),
@@ -250,6 +296,7 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
             }
             save_checkpoint(folder / CHECKPOINT, content)
             _write_log(folder / LOG, curves)
+            fabric.log_dict(curves[-1], step=epoch + 1)
 
     if validation is None:  # it was interrupted after the last epoch
         validation = score("validation", shifts=shifts)
@@ -261,7 +308,7 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
     steps = len(splits["train"]) // config.batch_size
     seconds = clock.seconds()
     record = RunRecord(
-        config=config.settings(),
+        config=settings,
         result={
             "test": test.scores,
             "validation": validation.scores,
@@ -269,7 +316,7 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
                 grid, validation, test, score_groups(class_counts, class_images)
             ),
             "curves": {name: [row[name] for row in curves] for name in curves[0]},
-            "class_names": list(datasets["train"].class_names),
+            "class_names": list(class_names),
             "class_counts": class_counts.tolist(),
             "class_images": class_images.tolist(),
             "results_version": RESULTS_VERSION,
@@ -303,6 +350,8 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
             shown=shown,
             labels=test.labels,
         )
+    for logger in fabric.loggers:
+        logger.save()
     record.save(folder / RECORD)  # last: where it is, everything is
 
 
@@ -316,6 +365,7 @@ class Learner:
         sizes: valid pixels of each class in each of them, (N, L), see
             :func:`patlib.data.class_sizes`.
         checkpoint: the state of an earlier epoch; None starts with drawn weights.
+        model: a network to copy; None builds the one that the configuration names.
 
     Raises:
         ValueError: there are fewer images than fill a batch.
@@ -332,6 +382,7 @@ class Learner:
         images: "SplitTensors",
         sizes: Tensor,
         checkpoint: dict[str, Any] | None = None,
+        model: nn.Module | None = None,
     ):
         if config.batch_size > len(images):
             raise ValueError(
@@ -340,8 +391,11 @@ class Learner:
             )
         self.fabric, self.config, self.images, self.sizes = fabric, config, images, sizes
         self.loss = loss_of_run(config, sizes).to(fabric.device)
-        with seeded(config.seed):
-            model = build_model(config.model, sizes.shape[1], **config.model_params)
+        if model is not None:
+            model = copy.deepcopy(model)
+        else:
+            with seeded(config.seed):
+                model = build_model(config.model, sizes.shape[1], **config.model_params)
         model = model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config, model)
         if checkpoint:

@@ -5,12 +5,14 @@ import pickle
 import re
 import shutil
 import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from test_data import nearest
@@ -21,6 +23,7 @@ from conftest import write_image
 from patlib import RunConfig
 from patlib.data import DATASETS, build_dataset, load_arrays
 from patlib.data.dataset import SPLITS
+from patlib.data.folder import draft_classes, mask_values
 from patlib.data.nyuv2 import NUM_FRAMES, TEST_FRAMES, TO_13
 from patlib.data.nyuv2.__main__ import main, prepare
 
@@ -597,3 +600,107 @@ def test_real_oxford_pet_shares(real_data):
     assert sum(len(part) for part in parts) == 598
     shares = real_shares(parts, size)
     assert shares["background"] > 50 > shares["body"] > 20 > shares["boundary"] > 10
+
+
+# -- a user's folder: nested, in colours, drafted --------------------------------------------------
+
+COLORS = {"#804080": "road", "#00008e": "car", "#000000": "sign"}
+
+
+@pytest.fixture
+def colored_tree(folder_tree):
+    """The folder with its masks in colours, one of them as a palette, one with transparency."""
+    table = np.zeros((256, 3), np.uint8)
+    table[:3] = [[0x80, 0x40, 0x80], [0, 0, 0x8E], [0, 0, 0]]
+    table[255] = 255
+    for i, file in enumerate(sorted((folder_tree / "masks").iterdir())):
+        mask = Image.open(file)
+        mask.putpalette(table.tobytes())
+        mask.convert(["RGB", "P", "RGBA"][min(i, 2)]).save(file)
+    write_classes(folder_tree, classes=COLORS, void=["#FFFFFF"], image_size=list(SIZE))
+    return folder_tree
+
+
+def test_folder_reads_colours_by_the_table(folder_tree, request):
+    plain = build_dataset("folder", folder_tree)
+    expected = [plain[i][1] for i in range(len(plain))]
+    colored = build_dataset("folder", request.getfixturevalue("colored_tree"))
+    assert colored.class_names == ("road", "car", "sign")
+    for i, target in enumerate(expected):
+        assert torch.equal(colored[i][1], target)
+    assert 255 in torch.stack(expected)
+
+
+def test_folder_names_the_colours_that_the_table_lacks(colored_tree):
+    write_classes(
+        colored_tree,
+        classes={"#804080": "road", "#00008e": "car"},
+        void=["#ffffff"],
+        image_size=list(SIZE),
+    )
+    dataset = build_dataset("folder", colored_tree)
+    with pytest.raises(ValueError, match=r"\.png: the colours of a mask .*got \['#000000'\]"):
+        dataset[0]
+    # A table of the same length is another data set to the cache.
+    write_classes(colored_tree, classes=COLORS, void=["#ffffff"], image_size=list(SIZE))
+    first = load_arrays(build_dataset("folder", colored_tree))
+    swapped = dict(zip(COLORS, ["car", "road", "sign"], strict=True))
+    order = {k: swapped[k] for k in ("#00008e", "#804080", "#000000")}
+    write_classes(colored_tree, classes=order, void=["#ffffff"], image_size=list(SIZE))
+    second = load_arrays(build_dataset("folder", colored_tree))
+    np.testing.assert_array_equal(first.masks, np.array([1, 0, 2, *[255] * 253])[second.masks])
+
+
+def test_folder_of_folders_is_cut_like_a_flat_one(folder_tree):
+    for kind in ("images", "masks"):
+        for i, file in enumerate(sorted((folder_tree / kind).iterdir())):
+            place = folder_tree / kind / f"day {i % 3}" / "left"
+            place.mkdir(parents=True, exist_ok=True)
+            file.rename(place / file.name)
+    parts = [build_dataset("folder", folder_tree, s) for s in SPLITS]
+    assert [len(part) for part in parts] == [16, 2, 2]
+    ids = {s.id for part in parts for s in part.samples}
+    assert "day 1/left/01" in ids and len(ids) == 20
+    assert all(s.image.stem == s.mask.stem for part in parts for s in part.samples)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"#804080": "a", 7: "b"}, "colours must all be written as '#804080', got 7"),
+        ({"#80408": "a", "#000000": "b"}, "colours must all be .* got '#80408'"),
+        ({"#80408a": "a", "#80408A": "b"}, "a colour must stand once"),
+    ],
+)
+def test_folder_refuses_a_wrong_colour_table(folder_tree, classes, message):
+    write_classes(folder_tree, classes=classes)
+    with pytest.raises(ValueError, match=rf"classes\.yaml: .*{message}"):
+        build_dataset("folder", folder_tree)
+
+
+@pytest.mark.parametrize("fixture", ["folder_tree", "colored_tree"])
+def test_a_draft_is_a_classes_yaml_of_what_the_masks_hold(fixture, request):
+    tree, colored = request.getfixturevalue(fixture), fixture == "colored_tree"
+    values = Counter()
+    for file in sorted((tree / "masks").iterdir()):
+        if colored and Image.open(file).mode == "P":
+            Image.open(file).convert("RGB").save(file)
+        is_colored, found = mask_values(file)
+        assert is_colored == colored
+        values += found
+    assert sum(values.values()) == 20 * SIZE[0] * SIZE[1] and len(values) == 4
+    (tree / "classes.yaml").write_text(draft_classes(values, SIZE))
+    dataset = build_dataset("folder", tree)
+    commonest = [v for v, _ in values.most_common() if v != 255]
+    assert list(dataset.class_names) == [f"class_{v[1:] if colored else v}" for v in commonest]
+    assert dataset.image_size == SIZE and len(dataset[0][1].unique()) == 4
+
+
+def test_what_cannot_be_a_draft_is_refused():
+    assert draft_classes({0: 5, 255: 9}).count("class_") == 2  # both, of a binary mask
+    with pytest.raises(ValueError, match="all hold values, or all colours, got both"):
+        draft_classes({0: 1, "#000000": 1})
+    with pytest.raises(ValueError, match=r"2 to 254 different .*got 300 \(many: .*JPEG"):
+        draft_classes({f"#{i:06x}": 1 for i in range(300)})
+    with pytest.raises(ValueError, match="from 0 to 255, got 300"):
+        draft_classes({0: 1, 300: 1})

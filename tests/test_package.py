@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOK = "notebooks/own_images.ipynb"  # of `patlib compare`
 
 
 def tracked(folder):
@@ -28,7 +29,7 @@ def tracked(folder):
 def built(tmp_path_factory):
     """The folder of the sdist and the wheel, built from a copy: building writes beside sources."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ["pyproject.toml", "README.md", "LICENSE", *tracked("patlib")]:
+    for name in ["pyproject.toml", "README.md", "LICENSE", NOTEBOOK, *tracked("patlib")]:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy / name)
     command = [sys.executable, "-m", "build", "--no-isolation", str(copy)]
@@ -45,8 +46,8 @@ def test_sdist_and_wheel_hold_every_file_of_the_library_and_nothing_else(built):
         sources = {member.name.partition("/")[2] for member in file if member.isfile()}
     files = tracked("patlib")
     assert "patlib/py.typed" in files
-    assert sorted(packed) == files
-    assert {"pyproject.toml", "README.md", "LICENSE", *files} <= sources
+    assert sorted(packed) == sorted([*files, f"patlib/{NOTEBOOK}"])
+    assert {"pyproject.toml", "README.md", "LICENSE", NOTEBOOK, *files} <= sources
 
 
 # Only what an installation of PyTorch and NumPy brings can be imported, and the unpacked wheel.

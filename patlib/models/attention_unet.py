@@ -7,7 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import (
+    check_images,
+    classifier,
+    conv_bn_relu,
+    crop_logits,
+    initialise,
+    pad_images,
+)
 
 
 class AttentionGate(nn.Module):
@@ -94,4 +101,4 @@ class AttentionUNet(nn.Module):
             if skips:  # all but the finest
                 skip = self.gates[i](skip, x)
             x = level(torch.cat([skip, up(x)], dim=1))
-        return self.classifier(x)[..., :height, :width]
+        return crop_logits(self.classifier(x), height, width)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from patlib.checks import check_choice, check_integer
-from patlib.models.layers import check_images, classifier, pad_images
+from patlib.models.layers import check_images, classifier, crop_logits, pad_images
 
 try:
     import segmentation_models_pytorch as smp
@@ -246,4 +246,4 @@ class EncoderUNet(nn.Module):
         height, width = check_images(images)
         # Zero, the padding, is the mean colour: normalise first.
         x = pad_images((images - self.mean) / self.std, self.network.encoder.output_stride)
-        return self.network(x)[..., :height, :width]
+        return crop_logits(self.network(x), height, width)

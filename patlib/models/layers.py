@@ -31,10 +31,22 @@ def check_images(images: torch.Tensor) -> tuple[int, int]:
 
 
 def pad_images(images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Zeros at the bottom and right, up to the next multiple; the network crops its logits back."""
+    """Zeros at the bottom and right, up to the next multiple; see :func:`crop_logits`."""
+    # Written so that torch.export, which has letters for the sizes, sees multiples: no remainder,
+    # and no branch on it.
     height, width = images.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+    padded_height = multiple * ((height + multiple - 1) // multiple)
+    padded_width = multiple * ((width + multiple - 1) // multiple)
+    return F.pad(images, (0, padded_width - width, 0, padded_height - height))
+
+
+def crop_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The logits of the image, without those of its padding."""
+    if torch.compiler.is_exporting():
+        # A slice would fix whether it is the whole, hence which sizes fit; an index does not.
+        rows, columns = (torch.arange(n, device=logits.device) for n in (height, width))
+        return logits.index_select(-2, rows).index_select(-1, columns)
+    return logits[..., :height, :width]
 
 
 def conv_bn_relu(*channels: int) -> nn.Sequential:

@@ -5,7 +5,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import (
+    check_images,
+    classifier,
+    conv_bn_relu,
+    crop_logits,
+    initialise,
+    pad_images,
+)
 
 # Of each stage, as in VGG16: convolutions, and channels as multiples of the width.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -73,4 +80,4 @@ class SegNet(nn.Module):
             indices.append(where)
         for stage in self.decoder:
             x = stage(F.max_unpool2d(x, indices.pop(), 2))
-        return self.classifier(x)[..., :height, :width]
+        return crop_logits(self.classifier(x), height, width)

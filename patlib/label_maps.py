@@ -1,0 +1,183 @@
+"""Label maps as files: PNG with a palette, pictures of them over the image, many at once."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from patlib.data.folder import IMAGE_SUFFIXES
+from patlib.data.images import open_image
+from patlib.own import fingerprint_model
+from patlib.plots.colors import class_colors, label_colors
+from patlib.prediction import Predictor
+from patlib.records import write_text, write_whole
+
+LEGEND = "classes.json"  # beside the label maps: what their values mean, and whose they are
+THREADS = 4  # that read and write while the network computes
+OPACITY = 0.5  # of the label map over the image
+
+
+def write_label_map(path: str | Path, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write class numbers as a PNG with one channel, in which viewers show the classes' colours.
+
+    Args:
+        path: of the file.
+        labels: class numbers, 255 for ignored pixels, (H, W).
+        class_names: names of the classes 0 ... L-1; they have the colours of every figure.
+    """
+    image = Image.fromarray(np.asarray(labels, np.uint8))
+    image.putpalette(label_colors(np.arange(256), class_names).tobytes())
+    with write_whole(path) as file:
+        image.save(file, "png", compress_level=1)
+
+
+def write_overlay(
+    path: str | Path, image: str | Path | Image.Image, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """Write the image with the colours of the classes over it, half transparent, as a JPEG."""
+    colors = Image.fromarray(label_colors(labels, names))
+    with write_whole(path) as file:
+        Image.blend(open_image(image), colors, OPACITY).save(file, "jpeg", quality=90)
+
+
+def find_images(images: Iterable[str | Path]) -> dict[Path, Path]:
+    """Files by the path, without suffix, that their results have in a folder.
+
+    Args:
+        images: files, whose results have their names; and folders, in which images are looked for
+            at any depth, whose results have their paths in the folder.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or a folder without images.
+        ValueError: two results would have the same path.
+    """
+    found: dict[Path, Path] = {}
+    for given in map(Path, images):
+        given = given.expanduser()
+        if given.is_dir():
+            files = sorted(f for f in given.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
+                raise FileNotFoundError(f"images: there is no image in the folder {str(given)!r}")
+        elif given.is_file():
+            files = [given]
+        else:
+            raise FileNotFoundError(f"images: there is no file {str(given)!r}")
+        for file in files:
+            name = (file.relative_to(given) if given.is_dir() else Path(file.name)).with_suffix("")
+            if name in found and found[name] != file:
+                raise ValueError(
+                    f"images must have different names, got {str(found[name])!r} and {str(file)!r}"
+                )
+            found[name] = file
+    return found
+
+
+def label_files(
+    run: str | Path,
+    images: Iterable[str | Path],
+    out: str | Path,
+    overlay: bool = False,
+    prior_shift: Mapping[str, float] | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    model: nn.Module | None = None,
+    progress: Callable[..., Iterable[Any]] = lambda items, **_: items,
+) -> list[Path]:
+    """Label images into a folder: ``label_files("runs/mine", ["photos"], "labels")``.
+
+    Each image gets a PNG of class numbers with a palette, of its own size, and with ``overlay`` a
+    JPEG of them over the image beside it. What is there already is kept, so that an interrupted
+    call goes on. ``classes.json`` says what the numbers mean, and which network made them.
+
+    Args:
+        run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
+        images: files and folders, see :func:`find_images`.
+        out: the folder of the results, made if it is missing.
+        overlay: also write ``NAME_overlay.jpg``.
+        prior_shift, batch_size, device, model: see :class:`patlib.Predictor`.
+        progress: wraps the iteration over the images that have no result yet.
+
+    Returns:
+        The label maps, in the order of the images.
+
+    Raises:
+        ValueError: also if ``out`` holds label maps of another network or shift.
+        FileNotFoundError: see :func:`find_images` and :func:`patlib.load_model`.
+        OSError: a file cannot be written.
+    """
+    files = find_images(images)
+    predictor = Predictor(run, device, batch_size, prior_shift, model)
+    out = Path(out).expanduser()
+    names = predictor.class_names
+    _check_legend(out / LEGEND, predictor, prior_shift)
+    paths = {name: out / f"{name}.png" for name in files}
+
+    def overlay_path(name: Path) -> Path:
+        return out / f"{name}_overlay.jpg"
+
+    todo = [
+        name
+        for name, path in paths.items()
+        if not path.is_file() or (overlay and not overlay_path(name).is_file())
+    ]
+
+    def write(name: Path, labels: np.ndarray) -> None:
+        if overlay:
+            write_overlay(overlay_path(name), files[name], labels, names)
+        write_label_map(paths[name], labels, names)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        opened = _ahead(pool, open_image, (files[name] for name in todo), 2 * batch_size)
+        writing: deque[Future] = deque()
+        labelled = zip(todo, predictor(opened), strict=True)
+        try:
+            for name, labels in progress(labelled, total=len(todo), desc="labelling"):
+                writing.append(pool.submit(write, name, labels))
+                while len(writing) > 2 * batch_size:
+                    writing.popleft().result()
+        finally:  # what was labelled is kept, also where a later image cannot be read
+            for future in writing:
+                future.result()
+    return list(paths.values())
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, number: int) -> Iterator:
+    """The results of a function in their order, so many of them computed ahead."""
+    items = iter(items)
+    futures = deque(pool.submit(function, item) for item in itertools.islice(items, number))
+    while futures:
+        result = futures.popleft().result()
+        futures.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+        yield result
+
+
+def _check_legend(
+    path: Path, predictor: Predictor, prior_shift: Mapping[str, float] | None
+) -> None:
+    """Write what label maps mean; refuse a folder that holds those of another network."""
+    shift = None if prior_shift is None else {k: float(v) for k, v in prior_shift.items()}
+    legend = {
+        "class_names": list(predictor.class_names),
+        "palette": class_colors(predictor.class_names),
+        "prior_shift": shift,
+        "network_sha256": fingerprint_model(predictor.model),
+    }
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError:
+            there = None
+        if there != legend:
+            raise ValueError(
+                f"out={str(path.parent)!r} holds label maps of another network or prior shift: "
+                "choose another folder or remove that one"
+            )
+    else:
+        write_text(path, json.dumps(legend, indent=1) + "\n")

@@ -1,0 +1,350 @@
+"""Train the runs of a plan, and compare the losses, each with its best shift."""
+
+import json
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from patlib.data.cache import whole_folder
+from patlib.metrics import score_groups, scores_of_counts
+from patlib.own_images.plan import Plan, save_plan
+from patlib.prediction import Predictor
+from patlib.records import IMAGES, RECORD, RunRecord
+from patlib.study.statistics import Difference, bootstrap_differences, interval, mean_iou
+from patlib.study.wording import listing, signed
+from patlib.training import open_split, train
+
+RESAMPLES = 2000
+ENOUGH_STEPS = 1000  # of a run, from which nothing is said of its length
+OVERTIME = 1.05  # of the planned time; seeds that would end later are left out
+METRICS = {"miou": "mIoU", "head": "head", "mid": "middle", "tail": "tail"}
+
+
+def train_all(
+    plan: Plan,
+    output_dir: str | Path,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Plan:
+    """Train the runs of a plan, seed by seed, those that are finished left as they are.
+
+    If the machine is slower than it was measured, seeds that would end after the planned time are
+    left out (never the first); the plan in the folder then says so.
+
+    Returns:
+        The plan with the seeds that were run.
+    """
+    folder = Path(output_dir).expanduser()
+    began, spent, taken = time.perf_counter(), plan.all_seconds, []
+    for number, seed in enumerate(plan.seeds):
+        per_seed = max(taken, default=0.0)
+        rest = spent * OVERTIME - (time.perf_counter() - began)
+        done = all(_is_done(plan.config(m, seed, folder).output_dir) for m in plan.methods)
+        if number and not done and per_seed > rest:
+            left_out = len(plan.seeds) - number
+            say(f"The machine is slower than measured: {left_out} seed(s) left out.")
+            plan = replace(plan, seeds=plan.seeds[:number])
+            save_plan(plan, folder)
+            break
+        before = time.perf_counter()
+        for method in plan.methods:
+            config = plan.config(method, seed, folder)
+            if not _is_done(config.output_dir):
+                ends = datetime.now() + timedelta(seconds=plan.run_seconds[method])
+                say(f"{method}, seed {seed}: until about {ends:%H:%M:%S}")
+            train(config, progress=progress)
+        if not done:
+            taken.append(time.perf_counter() - before)
+    return plan
+
+
+def _is_done(folder: str) -> bool:
+    return (Path(folder) / RECORD).is_file()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: its counts of both splits, unshifted and under each shift.
+
+    Attributes:
+        method, seed: of the plan.
+        folder: of the run.
+        record: of the run.
+        shifts: the shifts of the logits, ``{kind: strength}``.
+        counts: split -> (1 + K, N, 3, L); the first is without shift, then those of ``shifts``.
+        shown, labels: numbers of test images, and their predicted labels (without shift).
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    record: RunRecord
+    shifts: list[dict[str, float]]
+    counts: dict[str, np.ndarray]
+    shown: np.ndarray
+    labels: np.ndarray
+
+
+def load_trained(plan: Plan, output_dir: str | Path) -> list[Trained]:
+    """The runs of a plan, all of which must be finished."""
+    found = []
+    for method in plan.methods:
+        for seed in plan.seeds:
+            folder = Path(plan.config(method, seed, output_dir).output_dir).expanduser()
+            with np.load(folder / IMAGES) as file:
+                stored = {name: file[name] for name in file}
+            kinds, strengths = stored["shift_kinds"].tolist(), stored["shift_strengths"].tolist()
+            shifts = [{k: s} for k, s in zip(kinds, strengths, strict=True)]
+            counts = {}
+            for split, prefix in {"test": "", "validation": "validation_"}.items():
+                plain = stored[f"{prefix}counts"].astype(np.int64)
+                shifted = np.repeat(plain[None], len(shifts), axis=0)
+                shifted[:, :, 0] = stored[f"{prefix}shifted_tp"]
+                shifted[:, :, 2] = stored[f"{prefix}shifted_predicted"]
+                counts[split] = shifted
+            record = RunRecord.load(folder / RECORD)
+            parts = (shifts, counts, stored["shown"], stored["labels"])
+            found.append(Trained(method, seed, folder, record, *parts))
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Losses compared, each with the shift that validation chose.
+
+    Attributes:
+        plan: the runs.
+        class_names: names of the classes.
+        runs: method -> its runs.
+        shifts: method -> the shift with the best mean validation mIoU.
+        best: the method with the best mean validation mIoU, so shifted.
+        differences: metric -> each other method minus the best, on the test images.
+    """
+
+    plan: Plan
+    class_names: tuple[str, ...]
+    runs: dict[str, list[Trained]]
+    shifts: dict[str, dict[str, float]]
+    best: str
+    differences: dict[str, list[Difference]]
+
+    def counts(self, method: str, split: str = "test") -> np.ndarray:
+        """Counts of the runs of a method under its shift, (R, N, 3, L)."""
+        runs, shift = self.runs[method], self.shifts[method]
+        return np.stack([run.counts[split][run.shifts.index(shift)] for run in runs])
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Name -> classes of it, see :func:`patlib.metrics.score_groups`."""
+        result = self.runs[self.best][0].record.result
+        return score_groups(result["class_counts"], result["class_images"])
+
+    def scores(self, method: str, split: str = "test") -> list[dict[str, Any]]:
+        """All scores of each seed of a method under its shift."""
+        return [scores_of_counts(c, self.groups) for c in self.counts(method, split)]
+
+    @property
+    def best_run(self) -> Trained:
+        """Of the best method, the run with the best validation mIoU."""
+        miou = [scores["miou"] for scores in self.scores(self.best, "validation")]
+        return self.runs[self.best][int(np.argmax(miou))]
+
+
+def compare(
+    plan: Plan, runs: Sequence[Trained], class_names: Sequence[str], resamples: int = RESAMPLES
+) -> Comparison:
+    """Choose shift and loss on the validation images, and judge the choice on the test images."""
+    by_method: dict[str, list[Trained]] = defaultdict(list)
+    for run in runs:
+        by_method[run.method].append(run)
+    shifts, validation = {}, {}
+    for method, members in by_method.items():
+        grid = members[0].shifts
+        miou = [
+            np.mean([_miou(run.counts["validation"][k]) for run in members])
+            for k in range(len(grid))
+        ]
+        # Of equals the smallest.
+        order = sorted(range(len(grid)), key=lambda k: abs(*grid[k].values()))
+        chosen = max(order, key=lambda k: np.nan_to_num(miou[k], nan=-1))
+        shifts[method], validation[method] = grid[chosen], miou[chosen]
+    best = max(validation, key=lambda method: np.nan_to_num(validation[method], nan=-1))
+    found = Comparison(plan, tuple(class_names), dict(by_method), shifts, best, {})
+    differences = {
+        metric: [
+            _difference(found, other, metric, resamples) for other in by_method if other != best
+        ]
+        for metric in METRICS
+    }
+    return replace(found, differences=differences)
+
+
+def _miou(counts: np.ndarray, classes: Sequence[int] | None = None) -> float:
+    """Mean IoU of counts (N, 3, L) summed over the images; NaN where no class is anywhere."""
+    return float(mean_iou(counts.sum(0), classes))
+
+
+def _difference(found: Comparison, other: str, metric: str, resamples: int) -> Difference:
+    first, second = found.counts(other), found.counts(found.best)
+    classes = None if metric == "miou" else found.groups[metric]
+    by_seed = {
+        run.seed: _miou(a, classes) - _miou(b, classes)
+        for run, a, b in zip(found.runs[other], first, second, strict=True)
+    }
+    draws = bootstrap_differences(first, second, classes, resamples)
+    variance = float(np.nanvar(draws)) if np.isfinite(draws).any() else math.nan
+    low, high = interval(list(by_seed.values()), variance)
+    return Difference(other, found.best, by_seed, low, high)
+
+
+def score_table(found: Comparison) -> pd.DataFrame:
+    """A row for each run: method, seed, shift, and its scores on both splits, in [0, 1]."""
+    rows = []
+    for method, runs in found.runs.items():
+        for number, run in enumerate(runs):
+            ((kind, strength),) = found.shifts[method].items()
+            row = {"method": method, "seed": run.seed, "shift": kind, "strength": strength}
+            for split in ("validation", "test"):
+                scores = found.scores(method, split)[number]
+                names = ("miou", "pixel_accuracy", "mean_accuracy", "head", "mid", "tail")
+                row |= {f"{split}_{name}": scores[name] for name in names}
+            iou = found.scores(method)[number]["iou"]
+            row |= {f"test_iou: {n}": v for n, v in zip(found.class_names, iou, strict=True)}
+            plain = scores_of_counts(run.counts["test"][_unshifted(run)], found.groups)
+            row["test_miou_without_shift"] = plain["miou"]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _unshifted(run: Trained) -> int:
+    return next(i for i, shift in enumerate(run.shifts) if not any(shift.values()))
+
+
+def shift_text(shift: Mapping[str, float]) -> str:
+    """``τ = 0.5``, or ``no shift``."""
+    ((kind, strength),) = shift.items()
+    if not strength:
+        return "no shift"
+    text = f"{ {'tau': 'τ', 'kappa': 'κ'}[kind] } = {strength:g}"
+    return text.replace("-", "−").replace(" ", "\u00a0")
+
+
+def shift_option(shift: Mapping[str, float]) -> str:
+    """The shift as ``patlib predict --prior_shift`` takes it."""
+    ((kind, strength),) = shift.items()
+    return f"{kind}={strength:g}" if strength else "none"
+
+
+def verdict(found: Comparison) -> list[str]:
+    """What to take, why, how sure that is, and what would decide: sentences."""
+    best, seeds = found.best, len(found.plan.seeds)
+    shift = found.shifts[best]
+    how = f" with the shift {shift_text(shift)}" if any(shift.values()) else ", without a shift"
+    mean = {split: 100 * np.nanmean([s["miou"] for s in found.scores(best, split)]) for split in
+            ("validation", "test")}  # fmt: skip
+    said = [
+        f"Take {best}{how}: the best mIoU on the validation images ({mean['validation']:.1f} %); "
+        f"on the test images, which chose nothing, {mean['test']:.1f} %."
+    ]
+    judged = found.differences["miou"]
+    if seeds == 1:
+        said[0] += " With one seed, this may be chance."
+        said.append(
+            f"Test mIoU beside it, in points: {_each(judged)}. More seeds (a larger budget) would "
+            "decide."
+        )
+        return [*said, *_short_runs(found)]
+    same = [d.method for d in judged if d.verdict == "not distinguishable"]
+    worse = [d.method for d in judged if d.verdict == "lower"]
+    better = [d.method for d in judged if d.verdict == "higher"]
+    if worse:
+        said.append(f"Its test mIoU is higher than that of {listing(worse)}.")
+    if better:
+        said.append(
+            f"On the test images {listing(better)} did better than it, which the validation images "
+            "did not show: the two parts differ, or are small."
+        )
+    if same:
+        said.append(f"Not distinguishable from {listing(same)}.")
+        said.append(_what_would_decide(found, [d for d in judged if d.method in same]))
+    tail = [d for d in found.differences["tail"] if d.verdict == "higher"]
+    if tail:
+        said.append(
+            f"For the rarest third of the classes other losses did better, in points of tail IoU: "
+            f"{_each(tail)}."
+        )
+    return [*said, *_short_runs(found)]
+
+
+def _each(differences: Iterable[Difference]) -> str:
+    return ", ".join(f"{d.method} {signed(d.mean)}" for d in differences)
+
+
+def _short_runs(found: Comparison) -> list[str]:
+    """A warning where the runs are short."""
+    record = found.best_run.record
+    batches = record.provenance["num_images"]["train"] // record.config["batch_size"]
+    steps = batches * record.config["epochs"]
+    if steps >= ENOUGH_STEPS:
+        return []
+    return [f"Each run had {steps} steps: a loss that starts slowly may do better in longer ones."]
+
+
+def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> str:
+    """Whether seeds or images make most of the widest open interval."""
+    n = len(found.plan.seeds)
+    widest = max(open_, key=lambda d: d.high - d.low)
+    half = (widest.high - widest.low) / 2
+    spread = np.std(list(widest.by_seed.values()), ddof=1)
+    of_seeds = stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
+    of_images = math.sqrt(max(half**2 - of_seeds**2, 0))
+    more = "more seeds" if of_seeds > of_images else "more test images"
+    images = found.counts(found.best).shape[1]
+    return (
+        f"What would decide: {more}. Of ±{100 * half:.1f} points beside {widest.method}, "
+        f"{n} seeds alone leave ±{100 * of_seeds:.1f}, {images} test images ±{100 * of_images:.1f}."
+    )
+
+
+def keep_best(found: Comparison, output_dir: str | Path) -> Path:
+    """Copy the run to be used to ``best/``, and label the test images with it into ``labels/``.
+
+    Returns:
+        The folder ``best``.
+    """
+    folder = Path(output_dir).expanduser()
+    best, run = folder / "best", found.best_run
+    kept = [RECORD, IMAGES, "log.csv", "last.ckpt"]
+    if best.exists():
+        shutil.rmtree(best)
+    with whole_folder(best) as beside:
+        for name in kept:
+            shutil.copyfile(run.folder / name, beside / name)
+    _label_test(found, best, folder / "labels")
+    return best
+
+
+def _label_test(found: Comparison, best: Path, labels: Path) -> None:
+    from patlib.label_maps import write_label_map
+
+    config = found.plan.config(found.best, found.plan.seeds[0], best.parent)
+    samples = open_split(config, "test").samples
+    shift = found.shifts[found.best]
+    predictor = Predictor(best, device=config.device, prior_shift=shift)
+    if labels.exists():
+        shutil.rmtree(labels)
+    with whole_folder(labels) as beside:
+        for sample, label_map in zip(samples, predictor(s.image for s in samples), strict=True):
+            write_label_map(beside / f"{sample.id}.png", label_map, found.class_names)
+        legend = {"class_names": found.class_names, "prior_shift": shift, "method": found.best}
+        (beside / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")

@@ -1,0 +1,111 @@
+"""Figures of a comparison on one's own images."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from patlib.data import build_dataset
+from patlib.metrics import class_groups
+from patlib.own_images.comparison import Comparison
+from patlib.own_images.survey import Survey, class_table
+from patlib.plots import (
+    method_styles,
+    plot_class_shares,
+    plot_differences,
+    plot_panels,
+    plot_predictions,
+)
+from patlib.study.statistics import mean_iou
+
+EXAMPLES = 3
+
+
+def plot_tail(found: Survey) -> Figure:
+    """How common each class is in the training images, and how large where it is."""
+    return plot_class_shares({"training part": class_table(found)})
+
+
+def plot_examples(found: Survey, split: str = "train", number: int = 4) -> Figure:
+    """Images of a split and their masks, evenly spread."""
+    dataset = build_dataset("folder", found.root, split, found.image_size)
+    picked = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
+    images, masks = zip(*(dataset.arrays(int(i)) for i in picked), strict=True)
+    return plot_panels(images, {"mask": masks}, found.class_names)
+
+
+def plot_intervals(found: Comparison) -> Figure:
+    """The other losses minus the chosen one, with 95 % intervals: all classes, and the tail."""
+    panels = {"all classes": "miou", "tail": "tail"}
+    return plot_differences(
+        {"test": {title: found.differences[metric] for title, metric in panels.items()}}
+    )
+
+
+def plot_trade_off(found: Comparison) -> Figure:
+    """Head against tail mean IoU on the test images over the shift by τ; the chosen shift marked.
+
+    Means over the seeds. A shift by κ that was chosen is a mark beside the line.
+    """
+    colors, markers = method_styles(found.runs)
+    figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    groups = found.groups
+    for method, runs in found.runs.items():
+        taus = [(s["tau"], i) for i, s in enumerate(runs[0].shifts) if "tau" in s]
+        line = _head_and_tail(runs, [i for _, i in sorted(taus)], groups)
+        axis.plot(*line.T, color=colors[method], linewidth=1.4, alpha=0.8)
+        chosen = runs[0].shifts.index(found.shifts[method])
+        ((head, tail),) = _head_and_tail(runs, [chosen], groups)
+        style = dict(color=colors[method], marker=markers[method], zorder=3)
+        axis.scatter(head, tail, s=70, edgecolor="black", label=method, **style)
+    axis.set(xlabel="head: test IoU of the commonest third (%)")
+    axis.set(ylabel="tail: test IoU of the rarest third (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def _head_and_tail(runs: Sequence, shifts: Sequence[int], groups) -> np.ndarray:
+    """Mean IoU of head and tail, in percent, under each shift: (S, 2)."""
+    rows = []
+    for k in shifts:
+        totals = np.stack([run.counts["test"][k].sum(0) for run in runs])
+        means = [np.nanmean(mean_iou(totals, groups[group])) for group in ("head", "tail")]
+        rows.append(100 * np.array(means))
+    return np.stack(rows)
+
+
+def plot_class_scores(found: Comparison) -> Figure:
+    """Test IoU of each class and method under its shift, mean over the seeds; rare on the right."""
+    result = found.runs[found.best][0].record.result
+    counts = np.array(result["class_counts"])
+    order = [c for classes in class_groups(counts).values() for c in classes]
+    iou = np.array(
+        [np.mean([s["iou"] for s in found.scores(method)], axis=0) for method in found.runs]
+    )
+    shares = 100 * counts / counts.sum()
+    names = [f"{found.class_names[c]}\n{shares[c]:.2g} %" for c in order]
+    size = (max(5.0, 0.62 * len(order) + 2.2), 0.42 * len(found.runs) + 1.9)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    sns.heatmap(
+        100 * iou[:, order], ax=axis, cmap="cividis", vmin=0, vmax=100, annot=True, fmt=".0f",
+        annot_kws={"fontsize": 9}, cbar_kws={"label": "test IoU (%)", "pad": 0.01},
+        xticklabels=names, yticklabels=list(found.runs),
+    )  # fmt: skip
+    axis.tick_params(axis="x", rotation=40 if len(order) > 4 else 0)
+    axis.tick_params(axis="y", rotation=0)
+    axis.set_xlabel("class, and its share of the training pixels")
+    return figure
+
+
+def plot_example_predictions(found: Comparison, survey: Survey) -> Figure:
+    """What the first run of each method predicts on test images, as trained, without shift."""
+    dataset = build_dataset("folder", survey.root, "test", survey.image_size)
+    first = {method: runs[0] for method, runs in found.runs.items()}
+    shown = next(iter(first.values())).shown
+    columns = np.unique(np.linspace(0, len(shown) - 1, EXAMPLES).round().astype(int))
+    images, truth = zip(*(dataset.arrays(int(shown[c])) for c in columns), strict=True)
+    maps = {method: run.labels[columns] for method, run in first.items()}
+    return plot_predictions(images, truth, maps, found.class_names)

@@ -1,0 +1,353 @@
+"""Which runs fit into the time that there is: losses, seeds and epochs, from measured seconds."""
+
+import importlib.util
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from patlib.batches import SplitTensors
+from patlib.checks import check_choice, check_integer, check_number
+from patlib.config import RunConfig
+from patlib.data import DecodedSplit, class_sizes, load_arrays
+from patlib.data.dataset import SPLITS
+from patlib.evaluation import evaluate
+from patlib.losses import LOSSES
+from patlib.metrics import SegmentationMetrics
+from patlib.models.encoder_unet import PACKAGED
+from patlib.priors import ClassPriors
+from patlib.records import write_text
+from patlib.training import Learner, open_split, resolve_precision, save_checkpoint
+
+#: what is compared if nothing else is asked for: label -> settings of the run
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "CE": {"loss": "ce"},
+    "CE, median frequency": {"loss": "ce", "loss_params": {"class_weights": "median_frequency"}},
+    "BMS": {"loss": "bms"},
+    "CE + Jaccard": {"loss": "mix", "loss_params": {"losses": {"ce": 0.25, "jaccard": 0.75}}},
+    "PAT": {"loss": "pat"},
+}
+#: seeds, and the steps that each run must have for so many
+SEEDS = ((5, 2000), (3, 400), (2, 200), (1, 0))
+MAX_EPOCHS = 200
+BATCH_SIZE = 8
+REPORT_SECONDS = 12.0  # for figures and intervals
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a comparison.
+
+    Attributes:
+        methods: label -> settings of :class:`patlib.RunConfig` that are the method's own.
+        settings: those that all runs share, with ``epochs``.
+        seeds: of each method.
+        data: fingerprint of each split.
+        run_seconds: how long a run of each method should take.
+        all_seconds: how long everything should take, the report included.
+    """
+
+    methods: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    seeds: list[int]
+    data: dict[str, str]
+    run_seconds: dict[str, float]
+    all_seconds: float
+
+    def config(self, method: str, seed: int, output_dir: str | Path) -> RunConfig:
+        """The configuration of a run, in a folder of its own in ``output_dir``."""
+        folder = Path(output_dir) / "runs" / f"{list(self.methods).index(method)}-seed{seed}"
+        own = self.methods[method]
+        return RunConfig(**{**self.settings, **own, "seed": seed, "output_dir": str(folder)})
+
+    def what(self) -> dict[str, Any]:
+        """What tells this comparison from another in the same folder."""
+        placement = ("data_root", "epochs", "device")
+        shared = {k: v for k, v in self.settings.items() if k not in placement}
+        return {"methods": self.methods, "settings": shared, "data": self.data}
+
+    def __str__(self) -> str:
+        settings = self.settings
+        params = ", ".join(f"{k}={v}" for k, v in settings["model_params"].items())
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        epochs = "1 epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
+        return (
+            f"{len(self.methods)} losses ({', '.join(self.methods)}), {seeds}, {epochs} each; "
+            f"{settings['model']}{f' ({params})' if params else ''} on images of "
+            f"{settings['image_size'][0]}x{settings['image_size'][1]} (H x W), batches of "
+            f"{settings['batch_size']}; about {self.all_seconds / 60:.1f} minutes in all"
+        )
+
+
+def check_losses(losses: Any) -> dict[str, dict[str, Any]]:
+    """Methods by label, from None, names of losses, or labels with settings.
+
+    Raises:
+        ValueError: it is something else, or fewer than two.
+    """
+    if losses is None:
+        return dict(CANDIDATES)
+    if isinstance(losses, Mapping):
+        methods = {str(label): dict(settings) for label, settings in losses.items()}
+    elif isinstance(losses, Sequence) and not isinstance(losses, str):
+        methods = {}
+        for name in losses:
+            if name in CANDIDATES:
+                methods[name] = CANDIDATES[name]
+            else:
+                check_choice("a name in losses", name, (*LOSSES, *CANDIDATES))
+                methods[LOSSES[name].label] = {"loss": name}
+    else:
+        raise ValueError(f"losses must be names, or labels with settings, got {losses!r}")
+    if len(methods) < 2:
+        raise ValueError(f"losses must be two or more to be compared, got {list(methods)}")
+    allowed = {"loss", "loss_params", "sampler", "learning_rate", "optimizer", "weight_decay"}
+    for label, settings in methods.items():
+        if "loss" not in settings or (unknown := settings.keys() - allowed):
+            raise ValueError(
+                f"losses[{label!r}] must be settings with a loss, of {sorted(allowed)}, got "
+                f"{settings if 'loss' not in settings else sorted(unknown)}"
+            )
+    return methods
+
+
+def choose_model(model: str | None, params: Mapping[str, Any] | None) -> tuple[str, dict]:
+    """The network: the one that is named, else the pretrained U-Net if its weights are installed,
+    else SegNet of width 16."""
+    if model is not None:
+        return model, dict(params or {})
+    (encoder, weights), *_ = PACKAGED.items()
+    if importlib.util.find_spec(weights.module) and importlib.util.find_spec(
+        "segmentation_models_pytorch"
+    ):
+        return "unet", {"encoder": encoder, "encoder_weights": "imagenet", **(params or {})}
+    return "segnet", {"width": 16, "stages": 4, **(params or {})}
+
+
+def shared_settings(
+    root: str | Path,
+    image_size: tuple[int, int],
+    images: int,
+    model: str | None = None,
+    model_params: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """The settings that all runs of a comparison share, but for ``epochs``.
+
+    Args:
+        root: the folder of images and masks.
+        image_size: (H, W).
+        images: of the training split; batches are not larger.
+        model, model_params: see :func:`choose_model`.
+        device: see :class:`patlib.RunConfig`.
+    """
+    name, params = choose_model(model, model_params)
+    settings = {
+        "dataset": "folder",
+        "data_root": str(root),
+        "image_size": list(image_size),
+        "model": name,
+        "model_params": params,
+        "batch_size": min(BATCH_SIZE, images),
+        "device": device,
+    }
+    settings["precision"] = resolve_precision(RunConfig(**settings, precision="auto"))
+    if RunConfig(**settings).accelerator == "cpu":
+        settings["precision"] = "32-true"  # the same result on every CPU
+    return settings
+
+
+def make_plan(
+    methods: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    output_dir: str | Path,
+    budget_minutes: float,
+    seeds: int | None = None,
+    started: float | None = None,
+) -> Plan:
+    """Measure this machine, and plan what fits; or go on with the plan that is in the folder.
+
+    Seeds come before epochs as long as each run has hundreds of steps (see ``SEEDS``): with one
+    seed no difference between losses can be told from chance.
+
+    Args:
+        methods: see :func:`check_losses`.
+        settings: see :func:`shared_settings`.
+        output_dir: the folder of the comparison.
+        budget_minutes: for everything, the report included.
+        seeds: how many; None plans them.
+        started: ``time.perf_counter()`` when the time began to count; None for now.
+
+    Raises:
+        ValueError: not one epoch fits, or the folder holds another comparison.
+    """
+    started = time.perf_counter() if started is None else started
+    check_number("budget_minutes", budget_minutes, above=0)
+    if seeds is not None:
+        check_integer("seeds", seeds, minimum=1)
+    folder = Path(output_dir).expanduser()
+    first = RunConfig(**settings)
+    before = time.perf_counter()
+    arrays = {split: load_arrays(open_split(first, split)) for split in SPLITS}
+    reading = time.perf_counter() - before
+    data = {split: part.fingerprint for split, part in arrays.items()}
+    if (folder / PLAN).is_file():
+        return _planned(folder, Plan(dict(methods), dict(settings), [], data, {}, 0.0))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    configs = {label: RunConfig(**{**settings, **own}) for label, own in methods.items()}
+    speeds = measure(configs, arrays, folder)
+    images = {split: len(part.images) for split, part in arrays.items()}
+    steps = images["train"] // settings["batch_size"]
+    epoch = {
+        label: steps * speed["step"] + images["validation"] * speed["image"] + speed["save"]
+        for label, speed in speeds.items()
+    }
+    fixed = {
+        label: reading + (images["validation"] + images["test"]) * speed["scored_image"]
+        for label, speed in speeds.items()
+    }
+    slowest = max(speed["image"] for speed in speeds.values())
+    report = REPORT_SECONDS + 3 * images["test"] * slowest
+    left = 60 * budget_minutes - (time.perf_counter() - started) - report
+    number, epochs = fit(left, sum(fixed.values()), sum(epoch.values()), steps, seeds)
+    if epochs < 1:
+        least = 60 * budget_minutes - left + number * (sum(fixed.values()) + sum(epoch.values()))
+        raise ValueError(
+            f"budget_minutes must be at least {math.ceil(10 * least / 60) / 10:g} for one epoch of "
+            f"{len(methods)} losses on this machine, got {budget_minutes:g}. Fewer losses, smaller "
+            "images (image_size) or a smaller network take less."
+        )
+    run = {label: fixed[label] + epochs * epoch[label] for label in methods}
+    plan = Plan(
+        dict(methods),
+        {**settings, "epochs": epochs},
+        list(range(number)),
+        data,
+        run,
+        time.perf_counter() - started + number * sum(run.values()) + report,
+    )
+    save_plan(plan, folder)
+    return plan
+
+
+def fit(
+    seconds: float, fixed: float, epoch: float, steps: int, seeds: int | None = None
+) -> tuple[int, int]:
+    """How many seeds, and how many epochs for each, fit into so many seconds.
+
+    Args:
+        seconds: that there are.
+        fixed: seconds of one run of each method that do not depend on the epochs.
+        epoch: seconds of one epoch of each method.
+        steps: of an epoch.
+        seeds: how many; None chooses.
+
+    Returns:
+        Seeds and epochs; 0 epochs if none fits.
+    """
+    for number, wanted in SEEDS if seeds is None else ((seeds, 0),):
+        epochs = min(MAX_EPOCHS, max(0, int((seconds / number - fixed) / epoch)))
+        if epochs * steps >= wanted or epochs == MAX_EPOCHS:
+            break
+    return number, epochs
+
+
+def measure(
+    configs: Mapping[str, RunConfig], arrays: Mapping[str, DecodedSplit], folder: Path
+) -> dict[str, dict[str, float]]:
+    """Seconds of a training step, of scoring an image, and of saving, on this machine.
+
+    Only the loss differs between the methods: the first is timed in all of it, after a step that is
+    not timed; of the others, one step.
+
+    Args:
+        configs: label -> a run of the method.
+        arrays: of the three splits.
+        folder: where checkpoints will be saved.
+
+    Returns:
+        label -> ``step``; ``image``, scored as after an epoch; ``scored_image``, as after the last,
+        with all shifts and boundaries; ``save``, a checkpoint.
+    """
+    config = next(iter(configs.values()))
+    num_classes = open_split(config, "train").num_classes
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    sizes = class_sizes(arrays["train"], num_classes)
+    batch = SplitTensors(_first(arrays["train"], config.batch_size), fabric.device)
+    scored = SplitTensors(_first(arrays["validation"], config.batch_size), fabric.device)
+    speeds: dict[str, dict[str, float]] = {}
+    for label, own in configs.items():
+        learner = Learner(fabric, own, batch, sizes)  # the loss knows the sizes of all images
+        learner.sizes = sizes[: config.batch_size]
+        if speeds:
+            step = _seconds(lambda learner=learner: learner.train_epoch(0))
+            speeds[label] = {**speeds[next(iter(speeds))], "step": step}
+        else:
+            learner.train_epoch(0)
+            step = _seconds(lambda learner=learner: learner.train_epoch(1))
+            speeds[label] = {"step": step, **_measure_rest(learner, scored, sizes, folder)}
+    return speeds
+
+
+def _measure_rest(
+    learner: Learner, images: SplitTensors, sizes: torch.Tensor, folder: Path
+) -> dict[str, float]:
+    """What :func:`measure` gives beside the step."""
+    priors = ClassPriors.of(learner.loss, sizes)
+    shifts = torch.stack([priors.shift(prior_shift) for prior_shift in priors.grid()])
+
+    def score(**options: Any) -> None:
+        metrics = SegmentationMetrics(sizes.shape[1]).to(learner.fabric.device)
+        with learner.fabric.autocast():
+            evaluate(learner.network, images, learner.config.batch_size, metrics, **options)
+
+    image = _seconds(score) / len(images)
+    scored_image = _seconds(lambda: score(shifts=shifts, boundaries=True)) / len(images)
+    content = {"model": learner.network.state_dict(), "optimizer": learner.optimizer.state_dict()}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        save = _seconds(lambda: save_checkpoint(Path(scratch) / "last.ckpt", content))
+    return {"image": image, "scored_image": scored_image, "save": save}
+
+
+def _first(split: DecodedSplit, number: int) -> DecodedSplit:
+    return split._replace(images=split.images[:number], masks=split.masks[:number])
+
+
+def _seconds(function: Any) -> float:
+    before = time.perf_counter()
+    function()
+    return time.perf_counter() - before
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
+
+
+def _planned(folder: Path, here: Plan) -> Plan:
+    """The plan in a folder, if it is one of the same losses, network and data."""
+    try:
+        there = Plan(**json.loads((folder / PLAN).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / PLAN} is not a plan: remove it to start anew") from error
+    for name, value in here.what().items():
+        stored = there.what()[name]
+        if stored != json.loads(json.dumps(value)):
+            raise ValueError(
+                f"output_dir={str(folder)!r} holds a comparison of other {name} ({stored} there, "
+                f"{value} here): choose another folder or remove that one"
+            )
+    # The data may lie elsewhere now.
+    return Plan(**{**asdict(there), "settings": {**there.settings, **_place(here.settings)}})
+
+
+def _place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("data_root", "device")}

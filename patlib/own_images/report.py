@@ -1,0 +1,167 @@
+"""The report of a comparison: one HTML file that opens offline, and the scores as CSV."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from patlib.own_images import figures
+from patlib.own_images.comparison import (
+    METRICS,
+    Comparison,
+    score_table,
+    shift_option,
+    shift_text,
+    verdict,
+)
+from patlib.own_images.survey import Survey, notes
+from patlib.records import write_text
+
+REPORT, SCORES = "report.html", "scores.csv"
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
+  color: #1b1b1b; background: #fff; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.answer { border-left: 4px solid #0072b2; background: #eef5fa; padding: .6rem 1rem; }
+.answer p:first-child { font-weight: 600; }
+.wide { overflow-x: auto; } .wide img { min-width: 34rem; }
+img { width: 100%; height: auto; display: block; }
+figure { margin: 1rem 0; } figcaption { color: #444; font-size: .9rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
+"""
+
+
+def summary_table(found: Comparison) -> pd.DataFrame:
+    """A row for each method, the chosen one first: shift and scores in percent, as texts."""
+    rows = {}
+    order = [found.best, *(m for m in found.runs if m != found.best)]
+    judged = {d.method: d.short for d in found.differences["miou"]}
+    for method in order:
+        scores = {split: pd.DataFrame(found.scores(method, split)) for split in
+                  ("validation", "test")}  # fmt: skip
+        row = {"shift": shift_text(found.shifts[method])}
+        row["validation mIoU (%)"] = _mean_and_std(scores["validation"]["miou"])
+        for metric, title in METRICS.items():
+            row[f"test {title} (%)"] = _mean_and_std(scores["test"][metric])
+        row[f"test mIoU minus {found.best}"] = judged.get(method, "")
+        rows[method] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _mean_and_std(values: pd.Series) -> str:
+    text = f"{100 * values.mean():.1f}"
+    return text if len(values) < 2 else f"{text} ± {100 * values.std():.1f}"
+
+
+def make_figures(survey: Survey, found: Comparison) -> dict[str, tuple[Figure, str]]:
+    """Name -> a figure of the report and its caption."""
+    return {
+        "intervals": (
+            figures.plot_intervals(found),
+            f"Test IoU of each loss minus that of {found.best}, each with its shift: mean over the "
+            "seeds and 95 % interval over seeds and test images (with one seed: over the images "
+            "alone). Filled: told apart from 0. Ticks: single seeds.",
+        ),
+        "trade-off": (
+            figures.plot_trade_off(found),
+            "Common classes against rare ones. Each line is one loss as its logits are shifted "
+            "from favouring common classes (τ = −1) to favouring rare ones (τ = 1), which costs no "
+            "training. Mark: the shift that validation chose.",
+        ),
+        "classes": (
+            figures.plot_class_scores(found),
+            "Test IoU of each class (mean over the seeds, with shift), common classes left.",
+        ),
+        "predictions": (
+            figures.plot_example_predictions(found, survey),
+            "Test images, the truth, and what the first seed of each loss predicts (without "
+            "shift), with the wrong pixels dark.",
+        ),
+        "tail": (
+            figures.plot_tail(survey),
+            "Left: share of each class in the training pixels. Right: its size in the images that "
+            "hold it (dot: median, box: quartiles, line: 5 to 95 %), and the share of these "
+            "images.",
+        ),
+        "images": (figures.plot_examples(survey), "Training images and their masks."),
+    }
+
+
+def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> Path:
+    """Write ``report.html`` and ``scores.csv``.
+
+    Names of classes and files are shown as text, whatever they hold. The report has no date: the
+    same runs give the same file.
+
+    Returns:
+        The path of the report.
+    """
+    folder = Path(output_dir).expanduser()
+    write_text(folder / SCORES, score_table(found).to_csv(index=False, lineterminator="\n"))
+    drawn = make_figures(survey, found)
+    parts = {name: _figure(*pair) for name, pair in drawn.items()}
+    plan, best = found.plan, folder / "best"
+    table = summary_table(found).rename_axis("loss").reset_index().to_html(
+        index=False, escape=True, border=0, justify="right"
+    )  # fmt: skip
+    command = f"patlib predict {best} IMAGES --out LABELS"
+    if (option := shift_option(found.shifts[found.best])) != "none":
+        command += f" --prior_shift {option}"
+    body = [
+        "<h1>Which loss for these images?</h1>",
+        f'<div class="answer">{_paragraphs(verdict(found))}</div>',
+        f'<h2>Scores</h2><div class="wide">{table}</div>',
+        "<p>The shift of each loss, and the loss itself, are chosen by mIoU on the validation "
+        "images; the test images judge the choice. mIoU: mean over the classes of intersection "
+        "over union. Head, middle and tail: its means over the commonest, middle and rarest third "
+        "of the classes.</p>",
+        f"<h2>How sure is it?</h2>{parts['intervals']}",
+        f"<h2>Common or rare classes?</h2>{parts['trade-off']}",
+        f"<h2>Class by class</h2>{parts['classes']}",
+        f"<h2>What it looks like</h2>{parts['predictions']}",
+        "<h2>The images</h2>",
+        f"<p>{_counts(survey)}</p>{_paragraphs(notes(survey))}{parts['tail']}{parts['images']}",
+        f"<h2>What was run</h2><p>{html.escape(str(plan))}.</p>",
+        f"<h2>Use it</h2><pre>{html.escape(command)}</pre>"
+        f"<p><code>scores.csv</code> has every run, <code>labels/</code> the label maps of the "
+        "test images, <code>best/</code> the network.</p>",
+    ]
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Which loss for these images?</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+    return write_text(folder / REPORT, page)
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
+def _counts(survey: Survey) -> str:
+    parts: Mapping[str, int] = {split: len(sizes) for split, sizes in survey.splits.items()}
+    images = ", ".join(f"{number} {split}" for split, number in parts.items())
+    return html.escape(f"{images} images; {len(survey.class_names)} classes.")
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    stored = io.BytesIO()
+    figure.savefig(stored, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    data = base64.b64encode(stored.getvalue()).decode()
+    text = html.escape(caption)
+    return (
+        f'<figure><div class="wide"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{text}</figcaption></figure>"
+    )

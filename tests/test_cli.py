@@ -1,0 +1,198 @@
+"""The command line: what it writes, what it refuses, and its exit codes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patlib.label_maps
+from conftest import write_image
+from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
+from patlib.cli import build_parser, main
+from patlib.label_maps import label_files
+from patlib.plots import class_colors
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained network of 8 classes."""
+    from patlib.data.synthetic import NUM_IMAGES
+
+    with pytest.MonkeyPatch.context() as patch:
+        for split, n in {"train": 4, "validation": 2, "test": 2}.items():
+            patch.setitem(NUM_IMAGES, split, n)
+        folder = tmp_path_factory.mktemp("run")
+        config = RunConfig(
+            image_size=(32, 48),
+            model_params={"width": 2, "stages": 2},
+            epochs=1,
+            batch_size=4,
+            device="cpu",
+            output_dir=str(folder),
+        )
+        train(config, progress=False)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven images of several sizes and names, in a folder with a subfolder."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(["a.jpg", "b.png", "in/a.jpg", "in/ß ü.jpeg", "c.d.png", "e.bmp"]):
+        image = rng.integers(0, 256, (40 + i, 50, 3), np.uint8)
+        write_image(tmp_path / "photos" / name, image)
+    return tmp_path / "photos"
+
+
+def complaint(capsys):
+    """The one line on standard error."""
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("patlib: ")
+    return said[0]
+
+
+# -- predict --------------------------------------------------------------------------------------
+
+
+def test_predict_writes_what_predict_gives_with_the_colours_of_the_classes(run, photos, tmp_path):
+    out = tmp_path / "out"
+    command = ["predict", str(run), str(photos), "--out", str(out), "--batch_size", "2"]
+    assert main([*command, "--overlay", "--prior_shift", "tau=0.5", "--device", "cpu"]) == 0
+    names = load_model(run)[1]["class_names"]
+    files = sorted(f for f in photos.rglob("*") if f.is_file())
+    assert len(files) == 6
+    for file in files:
+        there = out / file.relative_to(photos).with_suffix("")
+        written = Image.open(f"{there}.png")
+        expected = predict(run, file, prior_shift={"tau": 0.5})
+        np.testing.assert_array_equal(written, expected)
+        assert written.mode == "P"
+        colors = np.asarray(written.convert("RGB"))
+        for label in np.unique(expected):
+            wanted = [int(class_colors(names)[label][i : i + 2], 16) for i in (1, 3, 5)]
+            assert (colors[expected == label] == wanted).all()
+        # The overlay is the mean of the image and the colours, but for JPEG.
+        blended = np.asarray(Image.open(f"{there}_overlay.jpg")).astype(float)
+        image = np.asarray(Image.open(file).convert("RGB")).astype(float)
+        assert abs((blended - (image + colors) / 2).mean()) < 2
+        assert blended.shape == image.shape
+    legend = json.loads((out / "classes.json").read_text())
+    assert legend["class_names"] == list(names) and legend["prior_shift"] == {"tau": 0.5}
+
+
+def test_predict_keeps_what_is_there_and_refuses_the_folder_of_another_network(
+    run, photos, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    label_files(run, [photos / "a.jpg"], out)
+    before = (out / "a.png").stat().st_mtime_ns
+    labelled = []
+    original = Predictor._label_batch
+    monkeypatch.setattr(
+        Predictor,
+        "_label_batch",
+        lambda self, images: labelled.extend(images) or original(self, images),
+    )
+    command = ["predict", str(run), str(photos), "--out", str(out)]
+    assert main(command) == 0
+    assert len(labelled) == 5 and (out / "a.png").stat().st_mtime_ns == before
+    assert main(command) == 0 and len(labelled) == 5
+    assert main([*command, "--prior_shift", "tau=1"]) == 2
+    assert "holds label maps of another network or prior shift" in complaint(capsys)
+
+
+def test_predict_takes_the_shift_that_validation_chose(run, photos, tmp_path):
+    chosen = RunRecord.load(run / "record.json").result["shifted"]["any"]["prior_shift"]
+    main(["predict", str(run), str(photos), "--out", str(tmp_path / "o"), "--prior_shift=chosen"])
+    expected = predict(run, photos / "b.png", prior_shift=chosen)
+    np.testing.assert_array_equal(Image.open(tmp_path / "o" / "b.png"), expected)
+
+
+def test_a_broken_image_is_named_and_those_before_it_are_kept(run, photos, tmp_path, capsys):
+    (photos / "d.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(photos), "--out", str(out), "--batch_size", "1"]) == 2
+    assert "d.png: the image file cannot be read" in complaint(capsys)
+    assert {f.stem for f in out.glob("*.png")} == {"a", "b", "c.d"}
+    assert not list(out.glob(".*"))
+
+
+def test_predict_refuses_before_it_labels(run, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(patlib.label_maps, "Predictor", None)
+    for images, message in {
+        (photos / "nix.png",): "there is no file",
+        (tmp_path / "empty",): "there is no image in the folder",
+        (photos / "a.jpg", photos / "in" / "a.jpg"): "images must have different names, got",
+    }.items():
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert main(["predict", str(run), *map(str, images), "--out", str(tmp_path / "out")]) == 2
+        assert message in complaint(capsys)
+    for option in (["--prior_shift", "tau=much"], ["--batch_size", "0"]):
+        command = ["predict", str(run), str(photos), "--out", str(tmp_path / "out"), *option]
+        assert main(command) == 2
+        assert option[0][2:] in complaint(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+def test_train_takes_every_field_of_the_configuration(camvid_tree, tmp_path, capsys):
+    command = f"""train --dataset camvid --data_root {camvid_tree} --image_size [32,40]
+        --loss focal --loss_params.gamma 1.5 --model segnet --model_params {{"width":2,"stages":2}}
+        --epochs 1 --batch_size 2 --learning_rate 1e-2 --device cpu --output_dir {tmp_path}/run"""
+    assert main(command.split()) == 0
+    record = RunRecord.load(tmp_path / "run" / "record.json")
+    assert record.config["loss_params"] == {"gamma": 1.5, "class_weights": None}
+    assert record.config["image_size"] == [32, 40] and record.config["learning_rate"] == 0.01
+    assert f"{100 * record.result['test']['miou']:.1f} %" in capsys.readouterr().out
+
+
+def test_help_of_train_is_that_of_the_fields(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and "``" not in text and ":func:" not in text
+    for field in dataclasses.fields(RunConfig):
+        assert f"--{field.name} " in text
+    defaults = build_parser().parse_args(["train"]).train
+    assert RunConfig(**vars(defaults)) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", 'expected "command" to be one of {train,predict,compare}'),
+        ("trian", "invalid choice: 'trian'"),
+        ("train --epochs x", "epochs"),
+        ("train --epochs 0", "epochs must be an integer >= 1, got 0"),
+        ("train --foo ce", "unrecognized arguments: --foo ce"),
+        ("train --loss cee", "did you mean 'ce'?"),
+        ("train --dataset camvid --data_root nowhere", "data_root must be a folder, got"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_code_2(command, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert message in complaint(capsys)
+
+
+def test_what_fails_on_the_way_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):
+    import patlib.training
+
+    for error, message in {
+        FloatingPointError("the training loss became nan"): "the training loss became nan",
+        OSError(28, "No space left on device", "x/last.ckpt"): "No space left",
+        KeyboardInterrupt(): "interrupted",
+        torch.OutOfMemoryError(): "OutOfMemoryError",
+    }.items():
+
+        def fails(*args, error=error):
+            raise error
+
+        monkeypatch.setattr(patlib.training, "train", fails)
+        assert main(["train", "--output_dir", str(tmp_path)]) == 1
+        assert message in complaint(capsys)

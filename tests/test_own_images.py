@@ -1,0 +1,470 @@
+"""A comparison on one's own images: what is refused, planned, chosen, and left behind."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+import torch
+import yaml
+from chapters import NOTEBOOKS
+from PIL import Image
+
+import patlib.own_images.comparison
+from conftest import write_image
+from patlib import Predictor, RunConfig, cli, own_images
+from patlib.data import build_dataset, load_arrays
+from patlib.metrics import count_per_image
+from patlib.own_images.comparison import load_trained
+from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
+from patlib.own_images.survey import kind_of_tail, near_duplicates
+from patlib.study.statistics import Difference, mean_iou
+from patlib.training import Learner
+
+NAMES = ["ground", "leaf", "<b>pole & 'post'</b>"]
+SIZE = (32, 48)
+
+
+def make_folder(root, images=20, seed=0):
+    """Images and masks of three classes; the last one is small, and in half of the images."""
+    rng = np.random.default_rng(seed)
+    for i in range(images):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[8 : 16 + i % 8, 10:30] = 1
+        if i % 2:
+            mask[20:24, 36:40] = 2
+        image = np.array([[90, 60, 20], [20, 160, 30], [200, 200, 255]], np.uint8)[mask]
+        noise = rng.integers(0, 50, image.shape, dtype=np.uint8)
+        write_image(root / "images" / f"{i:02d}.png", image + noise)
+        write_image(root / "masks" / f"{i:02d}.png", mask)
+    content = {"classes": NAMES, "void": [255], "image_size": list(SIZE)}
+    (root / "classes.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "mine")
+
+
+# -- survey ---------------------------------------------------------------------------------------
+
+
+def test_everything_that_does_not_fit_is_named_by_file_at_once(folder):
+    (folder / "images" / "00.png").write_bytes(b"broken")
+    (folder / "masks" / "01.png").unlink()
+    (folder / "images" / "02.png").unlink()
+    Image.open(folder / "images" / "03.png").resize((40, 40)).save(folder / "images" / "03.png")
+    wrong = np.asarray(Image.open(folder / "masks" / "04.png")).copy()
+    wrong[0, 0] = 7
+    write_image(folder / "masks" / "04.png", wrong)
+    Image.fromarray(np.full(SIZE, 300, np.uint16)).save(folder / "images" / "05.png")
+    with pytest.raises(ValueError, match="6 files do not fit") as refused:
+        own_images.survey(folder)
+    lines = dict(re.findall(r"^  (\S+): (.*)$", str(refused.value), re.MULTILINE))
+    assert lines["images/00.png"].startswith("the image file cannot be read")
+    assert lines["images/01.png"] == "there is no mask (PNG) of this name"
+    assert lines["masks/02.png"] == "there is no image of this name"
+    assert lines["masks/03.png"] == "the mask has 32x48 pixels (H x W), the image 40x40"
+    assert lines["masks/04.png"] == "it holds [7], which classes.yaml does not have"
+    assert lines["images/05.png"].startswith("an image must have 8 bits a channel")
+    assert len(lines) == 6
+
+
+def test_a_messy_but_readable_folder_is_described(folder):
+    """Palettes, two sizes, folders, names in unicode, a class in one image only."""
+    palette = np.random.default_rng(0).integers(0, 256, 768).tolist()
+    for i in range(20):
+        mask = np.asarray(Image.open(folder / "masks" / f"{i:02d}.png")).copy()
+        mask[mask == 2] = 0
+        if i == 3:
+            mask[0, :5] = 2
+        stored = Image.fromarray(mask)
+        stored.putpalette(palette)
+        image = Image.open(folder / "images" / f"{i:02d}.png")
+        if i % 3 == 0:
+            image, stored = (x.resize((96, 64), Image.Resampling.NEAREST) for x in (image, stored))
+        for kind, content in (("images", image), ("masks", stored)):
+            (folder / kind / f"{i:02d}.png").unlink()
+            place = folder / kind / f"tag {i % 2}" / f"Blätter ß {i}.png"
+            place.parent.mkdir(exist_ok=True)
+            content.save(place)
+    found = own_images.survey(folder)
+    assert found.image_size == SIZE and found.drafted is None and not found.problems
+    assert found.original_sizes == {(64, 96): 7, (32, 48): 13}
+    assert {split: len(sizes) for split, sizes in found.splits.items()} == {
+        "train": 16,
+        "validation": 2,
+        "test": 2,
+    }
+    text = "\n".join(own_images.notes(found))
+    assert 'In a single image: "<b>pole' in text and "2 sizes" in text
+    assert re.search('No (test|validation|train) image holds "<b>pole', text)
+
+
+def test_where_there_is_no_classes_yaml_a_draft_is_written_and_read(folder):
+    (folder / "classes.yaml").unlink()
+    found = own_images.survey(folder)
+    assert found.drafted == (folder / "classes.yaml").read_text()
+    assert found.class_names == ("class_0", "class_1", "class_2")
+    assert found.image_size == (32, 64)  # multiples of 32
+    again = own_images.survey(folder)
+    assert again.drafted is None and again.class_names == found.class_names
+
+
+def test_a_draft_of_masks_in_colours_reads_a_palette_as_its_colours(folder):
+    (folder / "classes.yaml").unlink()
+    table = bytes([10, 20, 30, 200, 100, 0, 255, 255, 255] + [0] * 759)
+    for i, file in enumerate(sorted((folder / "masks").iterdir())):
+        mask = Image.open(file)
+        mask.putpalette(table)
+        mask.convert("P" if i == 0 else "RGB").save(file)
+    found = own_images.survey(folder)
+    assert found.class_names == ("class_0a141e", "class_c86400", "class_ffffff")
+    write_image(folder / "masks" / "00.png", np.full(SIZE, 9, np.uint8))
+    (folder / "classes.yaml").unlink()
+    for file in sorted((folder / "masks").iterdir())[:15]:
+        write_image(file, np.full(SIZE, 1, np.uint8))
+    with pytest.raises(ValueError, match="5 files do not fit(.|\n)*15.png: it holds colours"):
+        own_images.survey(folder)
+
+
+def test_counts_of_the_survey_are_those_of_the_masks(folder):
+    found = own_images.survey(folder)
+    total = sum(sizes.sum(0) for sizes in found.splits.values())
+    masks = [np.asarray(Image.open(file)) for file in (folder / "masks").iterdir()]
+    assert total.tolist() == np.bincount(np.ravel(masks), minlength=3).tolist()
+
+
+def test_what_a_folder_lacks_is_said(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r"has no folder images/.*\n.*Expected in"):
+        own_images.survey(tmp_path)
+    for file in folder.glob("*/*.png"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="has no images"):
+        own_images.survey(folder)
+
+
+def test_near_duplicates_are_the_same_image_stored_anew():
+    rng = np.random.default_rng(0)
+    train, test = rng.random((5, 256)), rng.random((3, 256))
+    test[1] = 0.5 * train[3] + 20 + 0.001 * rng.random(256)  # darker, and with noise
+    names = {"train": list("abcde"), "validation": ["v"], "test": list("xyz")}
+    rows = dict(zip("abcdexyzv", [*train, *test, rng.random(256)], strict=True))
+    assert near_duplicates(names, rows) == [("y", "d")]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([[900, 1]] * 10, "small where they are"),  # everywhere, and small
+        ([[900, 0]] * 19 + [[0, 900]], "in few images"),  # as large, but once
+        ([[900, 500]] * 10, "A short tail"),
+    ],
+)
+def test_the_kind_of_tail(sizes, said):
+    found = own_images.Survey(Path(), class_names=("common", "rare"))
+    found.splits["train"] = np.array(sizes)
+    assert said in kind_of_tail(found)
+
+
+# -- plan -----------------------------------------------------------------------------------------
+
+
+def test_what_fits_is_the_most_seeds_with_enough_steps():
+    """Every plan ends within the time; one more epoch would not."""
+    for seconds in (5, 20, 60, 600, 6000, 60_000):
+        for steps in (3, 40, 400):
+            number, epochs = fit(seconds, 2.0, 1.5, steps)
+            if epochs:
+                assert number * (2 + 1.5 * epochs) <= seconds
+            assert epochs == 200 or number * (2 + 1.5 * (epochs + 1)) > seconds
+            assert epochs * steps >= dict(SEEDS)[number] or epochs == 200
+    assert fit(1, 2.0, 1.5, 10) == (1, 0)
+    assert fit(60_000, 2.0, 1.5, 10) == (5, 200)
+    assert fit(100, 2.0, 1.5, 10, seeds=4) == (4, 15)
+
+
+def test_losses_by_name_and_by_settings():
+    assert list(check_losses(None)) == list(own_images.CANDIDATES)
+    of_names = check_losses(["ce", "lovasz", "CE + Jaccard"])
+    assert [m["loss"] for m in of_names.values()] == ["ce", "lovasz", "mix"]
+    assert [*of_names][0::2] == ["CE", "CE + Jaccard"]
+    given = {"a": {"loss": "pat", "loss_params": {"temperature": 5.0}}, "b": {"loss": "ce"}}
+    assert check_losses(given) == given
+    for wrong, message in {
+        "ce": "losses must be names",
+        ("ce",): "two or more",
+        ("ce", "cee"): "did you mean 'ce'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            check_losses(list(wrong) if isinstance(wrong, tuple) else wrong)
+    with pytest.raises(ValueError, match=r"losses\['a'\] must be settings with .*epochs"):
+        check_losses({"a": {"loss": "ce", "epochs": 3}, "b": {"loss": "ce"}})
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
+    speed = {"step": 10.0, "image": 0.1, "scored_image": 0.1, "save": 0.0}
+    speeds = dict.fromkeys(METHODS, speed)
+    monkeypatch.setattr("patlib.own_images.plan.measure", lambda *args: speeds)
+    settings = plan_settings(folder)
+    with pytest.raises(ValueError, match=r"must be at least [\d.]+ for .* 2 losses") as e:
+        own_images.make_plan(METHODS, settings, tmp_path / "out", 0.5)
+    least = float(re.search(r"at least ([\d.]+)", str(e.value))[1])
+    plan = own_images.make_plan(METHODS, settings, tmp_path / "out", least + 0.1)
+    assert plan.settings["epochs"] == 1 and plan.all_seconds <= 60 * (least + 0.1)
+
+
+METHODS = {"CE": {"loss": "ce"}, "BMS": {"loss": "bms"}}
+
+
+def plan_settings(folder):
+    return own_images.shared_settings(
+        folder, SIZE, 16, "segnet", {"width": 4, "stages": 2}, device="cpu"
+    )
+
+
+def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path):
+    plan = own_images.make_plan(METHODS, plan_settings(folder), tmp_path / "out", 0.6, seeds=2)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
+    assert plan.seeds == [0, 1] and plan.settings["epochs"] >= 1
+    assert 0 < sum(plan.run_seconds.values()) < plan.all_seconds <= 36.5
+    # Asked for again it is the same, whatever the budget; for others it is refused.
+    settings = plan_settings(folder)
+    assert own_images.make_plan(METHODS, settings, tmp_path / "out", 99) == plan
+    with pytest.raises(ValueError, match="holds a comparison of other methods"):
+        own_images.make_plan({**METHODS, "PAT": {"loss": "pat"}}, settings, tmp_path / "out", 99)
+    write_image(folder / "masks" / "00.png", np.zeros(SIZE, np.uint8))
+    with pytest.raises(ValueError, match="holds a comparison of other data"):
+        own_images.make_plan(METHODS, settings, tmp_path / "out", 99)
+
+
+def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
+    arrays = {
+        split: load_arrays(build_dataset("folder", folder, split, SIZE))
+        for split in ("train", "validation", "test")
+    }
+    shown = []
+    original = Learner.train_epoch
+    monkeypatch.setattr(
+        Learner,
+        "train_epoch",
+        lambda self, epoch: shown.append(len(self.images)) or original(self, epoch),
+    )
+    config = RunConfig(**{**plan_settings(folder), "batch_size": 4})
+    speeds = measure({"CE": config, "PAT": replace(config, loss="pat")}, arrays, tmp_path)
+    assert shown == [4, 4, 4] and not list(tmp_path.glob(".*"))
+    assert speeds.keys() == {"CE", "PAT"}
+    assert all(seconds > 0 for speed in speeds.values() for seconds in speed.values())
+
+
+# -- comparison -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A finished comparison: its survey, plan and folder, and what it found."""
+    base = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATLIB_CACHE", str(base / "cache"))
+        folder = make_folder(base / "mine")
+        found = own_images.survey(folder)
+        plan = small_plan(folder)
+        out = base / "out"
+        return found, plan, out, finish(found, plan, out)
+
+
+def small_plan(folder):
+    settings = {**plan_settings(folder), "epochs": 6, "learning_rate": 0.01}
+    seconds = dict.fromkeys(METHODS, 1.0)
+    return Plan(METHODS, settings, [0, 1], {}, seconds, 600.0)
+
+
+def finish(found, plan, out):
+    plan = own_images.train_all(plan, out, say=lambda text: None, progress=False)
+    result = own_images.compare(plan, load_trained(plan, out), found.class_names)
+    own_images.keep_best(result, out)
+    own_images.write_report(found, result, out)
+    return result
+
+
+def test_shift_and_loss_are_chosen_on_validation_images_alone(compared):
+    """By other means: label the validation images with each network under each shift."""
+    found, plan, out, result = compared
+    dataset = build_dataset("folder", found.root, "validation", SIZE)
+    files = [sample.image for sample in dataset.samples]
+    truth = np.stack([dataset.arrays(i)[1] for i in range(len(dataset))])
+    best = {}
+    for method in METHODS:
+        grid = result.runs[method][0].shifts
+        scores = []
+        for shift in grid:
+            miou = []
+            for seed in plan.seeds:
+                run = plan.config(method, seed, out).output_dir
+                labels = np.stack(list(Predictor(run, "cpu", prior_shift=shift)(files)))
+                counts = count_per_image(torch.from_numpy(labels), torch.from_numpy(truth), 3)
+                miou.append(mean_iou(counts.numpy().sum(0)))
+            scores.append(np.mean(miou))
+        chosen = grid.index(result.shifts[method])
+        assert scores[chosen] == pytest.approx(max(scores), abs=1e-3)
+        best[method] = scores[chosen]
+    assert best[result.best] == pytest.approx(max(best.values()), abs=1e-3)
+    kinds = {kind for shift in result.runs["BMS"][0].shifts for kind in shift}
+    assert kinds == {"tau", "kappa"}
+
+
+def test_differences_are_those_of_the_scores_of_the_table(compared):
+    _, _, out, result = compared
+    table = own_images.score_table(result)
+    rows = {method: part.set_index("seed") for method, part in table.groupby("method")}
+    for metric in ("miou", "head", "tail"):
+        (difference,) = result.differences[metric]
+        scores = [rows[m][f"test_{metric}"] for m in (difference.method, difference.reference)]
+        assert difference.by_seed == pytest.approx((scores[0] - scores[1]).to_dict())
+        assert difference.low <= difference.mean <= difference.high
+    assert any(result.differences["miou"][0].by_seed.values())
+    stored = (out / "scores.csv").read_text().splitlines()
+    assert len(stored) == 1 + 4 and stored[0].startswith("method,seed,shift,strength")
+
+
+def test_the_network_to_use_and_the_label_maps_are_those_of_the_choice(compared):
+    found, _, out, result = compared
+    names = {path.name for path in (out / "best").iterdir()}
+    assert names == {"record.json", "last.ckpt", "log.csv", "test_images.npz"}
+    record = json.loads((out / "best" / "record.json").read_text())
+    assert record["config"]["loss"] == METHODS[result.best]["loss"]
+    maps = sorted((out / "labels").glob("*.png"))
+    assert len(maps) == 2
+    predictor = Predictor(out / "best", "cpu", prior_shift=result.shifts[result.best])
+    for path in maps:
+        (expected,) = predictor([found.root / "images" / path.name])
+        np.testing.assert_array_equal(Image.open(path), expected)
+
+
+def test_the_report_is_one_file_and_shows_names_as_text(compared):
+    _, _, out, result = compared
+    page = (out / "report.html").read_text()
+    assert "<b>pole" not in page and "&lt;b&gt;pole &amp;" in page
+    assert page.count("data:image/png;base64,") == 6
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert f"<p>Take {result.best}" in page
+    assert len(page) < 3_000_000
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", [2, 15])
+def test_killed_and_started_again_it_ends_with_the_same_report(
+    compared, tmp_path, monkeypatch, call
+):
+    """Killed after some epochs of one run, or after a whole seed."""
+    found, plan, out, _ = compared
+    calls = []
+    original = patlib.training.save_checkpoint
+
+    def deadly(path, content):
+        original(path, content)
+        calls.append(path)
+        if len(calls) == call:
+            raise Killed
+
+    monkeypatch.setattr(patlib.training, "save_checkpoint", deadly)
+    with pytest.raises(Killed):
+        finish(found, plan, tmp_path / "out")
+    finish(found, plan, tmp_path / "out")
+    assert len(calls) == 2 * 2 * 6  # no epoch was trained twice
+    for name in ("report.html", "scores.csv"):
+        expected = (out / name).read_text().replace(str(out), str(tmp_path / "out"))
+        assert (tmp_path / "out" / name).read_text() == expected
+
+
+def test_seeds_that_would_end_late_are_left_out_for_good(compared, tmp_path, monkeypatch):
+    _, plan, _, _ = compared
+    clock = iter(range(0, 100_000, 400))  # each look at the clock is 400 seconds later
+    monkeypatch.setattr(patlib.own_images.comparison.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(patlib.own_images.comparison, "train", lambda *a, **k: None)
+    said = []
+    (tmp_path / "out").mkdir()
+    kept = own_images.train_all(plan, tmp_path / "out", say=said.append)
+    assert kept.seeds == [0] and "1 seed(s) left out" in said[-1]
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["seeds"] == [0]
+
+
+def with_differences(result, verdicts, seeds=(0, 1, 2)):
+    """A comparison with the differences that are given: method -> (mean, half width)."""
+
+    def difference(method, mean, half):
+        by_seed = {s: mean + 0.001 * (s - 1) for s in seeds}
+        return Difference(method, result.best, by_seed, mean - half, mean + half)
+
+    made = [difference(m, *v) for m, v in verdicts.items()]
+    plan = replace(result.plan, seeds=list(seeds))
+    return replace(result, plan=plan, differences={"miou": made, "tail": []})
+
+
+def test_no_winner_is_called_that_is_not_distinguishable(compared):
+    *_, result = compared
+    text = " ".join(
+        own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
+    )
+    assert "is higher than that of A." in text and "Not distinguishable from B." in text
+    assert "What would decide: more test images." in text  # the seeds agree to 0.1 points
+    text = " ".join(own_images.verdict(with_differences(result, {"A": (0.05, 0.01)})))
+    assert "On the test images A did better" in text and "higher than" not in text
+    text = " ".join(own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}, seeds=[0])))
+    assert "may be chance" in text and "higher than" not in text
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_compare_gives_the_notebook_its_parameters(folder, tmp_path, monkeypatch):
+    given = {}
+
+    def execute(notebook, out, parameters, **options):
+        assert Path(notebook) == NOTEBOOKS / "own_images.ipynb"
+        given.update(parameters)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    command = ["compare", str(folder), "--budget", "5", "--out", str(tmp_path / "o")]
+    command += ["--losses", "ce", "pat", "--image_size", "32", "48", "--seeds", "2"]
+    assert cli.main(command) == 0
+    assert given["data_root"] == str(folder) and given["budget_minutes"] == 5
+    assert given["losses"] == ["ce", "pat"] and given["image_size"] == [32, 48]
+    known = papermill.inspect_notebook(NOTEBOOKS / "own_images.ipynb")
+    assert given.keys() <= known.keys() and "model" not in given
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("ValueError", 2), ("FileNotFoundError", 2), ("FloatingPointError", 1)]
+)
+def test_what_the_notebook_refuses_is_one_line(folder, tmp_path, monkeypatch, capsys, error, code):
+    def execute(*args, **options):
+        raise papermill.PapermillExecutionError(0, 1, "", error, "2 files do not fit:\n  a: b", [])
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    assert cli.main(["compare", str(folder), "--out", str(tmp_path / "o")]) == code
+    assert capsys.readouterr().err == "patlib: 2 files do not fit; a: b\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["nowhere"], "data must be a folder of images and masks, got 'nowhere'"),
+        (["mine", "--budget", "0"], "budget must be a finite number > 0, got 0"),
+    ],
+)
+def test_compare_refuses_before_a_kernel_starts(
+    folder, tmp_path, monkeypatch, capsys, option, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papermill, "execute_notebook", None)
+    assert cli.main(["compare", *option]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "comparison").exists()

@@ -1,0 +1,40 @@
+"""Every block of the page "PAT in your training code" runs, as a reader types it."""
+
+import numpy as np
+import pytest
+import torch
+from test_rerun_page import ROOT, blocks
+
+from patlib import RunRecord
+from patlib.losses import pat_loss
+
+PAGE = ROOT / "book" / "training_codes.md"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_block_runs_and_every_network_learns_from_pat(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space = {"__name__": "__main__"}
+    for block in blocks(PAGE, "python"):
+        space.pop("loss", None)
+        exec(compile(block, PAGE.name, "exec"), space)
+        if isinstance(loss := space.get("loss"), torch.Tensor):
+            assert torch.isfinite(loss) and loss > 0
+    for network in ("network", "unet", "segformer"):
+        assert all(p.grad is not None for p in space[network].parameters()), network
+    assert space["trainer"].global_step == 2 and "train_loss" in space["trainer"].callback_metrics
+    # The loss of the SegFormer is PAT of logits of the masks' size.
+    images, masks = space["images"], space["masks"]
+    model = space["segformer"].eval()
+    with torch.no_grad():
+        logits = torch.nn.functional.interpolate(
+            model(pixel_values=images).logits, size=masks.shape[1:], mode="bilinear"
+        )
+        expected = pat_loss(logits, masks).item()
+        assert space["compute_loss"](model, images, masks).item() == pytest.approx(expected)
+    record = RunRecord.load("runs/own/record.json")
+    assert record.config["model"] == "own:torch.nn.modules.container.Sequential"
+    assert np.isfinite(record.result["test"]["miou"])
+    assert {p.suffix for p in tmp_path.glob("net.*")} == {".onnx", ".pt2"}
+    assert list((tmp_path / "runs" / "board").rglob("events.*"))
