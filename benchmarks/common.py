@@ -13,7 +13,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each sta
 import torch
 import torch.nn.functional as F
 
-from patlib.records import provenance, write_text
+from patlib.files import write_text
+from patlib.records import provenance
 
 RECORDS = Path(__file__).parent / "records"
 

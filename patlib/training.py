@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patlib.batches import SplitTensors
+from patlib.checkpoints import CHECKPOINT, fall_back, read_checkpoint, save_checkpoint
 from patlib.config import RunConfig
 from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
 from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
+from patlib.files import remove_unfinished, write_text
 from patlib.losses import SegmentationLoss, build_loss
 from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
-from patlib.prediction import read_checkpoint
 from patlib.priors import ClassPriors
 from patlib.records import (
-    CHECKPOINT,
     IMAGES,
     LOG,
     RECORD,
@@ -38,10 +38,8 @@ from patlib.records import (
     RunRecord,
     different_settings,
     provenance,
-    remove_unfinished,
     run_and_data,
-    write_text,
-    write_whole,
+    save_images,
 )
 from patlib.seeds import mix_seed, seeded
 
@@ -56,10 +54,11 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
 
     Learning rate on a cosine to 0 over all steps, channels_last. Scored is the network of the last
     epoch, as it is and under the shifts of :mod:`patlib.priors`. In ``config.output_dir``
-    are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, at the end
-    ``test_images.npz`` and ``record.json``. Called again with the same configuration and folder, it
-    goes on from the last epoch, or returns the record if nothing is left to do (after a look at the
-    data: a run of the same settings on other data is another run).
+    are written, each atomically: ``last.ckpt`` (of the epoch before: ``previous.ckpt``) and
+    ``log.csv`` after every epoch, at the end ``test_images.npz`` and ``record.json``. Called again
+    with the same configuration and folder, it goes on from the last epoch, or returns the record if
+    nothing is left to do (after a look at the data: a run of the same settings on other data is
+    another run). Where ``last.ckpt`` is damaged it warns, and goes on from ``previous.ckpt``.
 
     ``test_images.npz`` holds
 
@@ -84,7 +83,7 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     Raises:
         ValueError, FileNotFoundError: this machine cannot make the run, ``output_dir`` cannot be
             written to, the data do not fit (see SegmentationDataset), or the folder holds another
-            run. Before any training.
+            run, or a damaged checkpoint and none before it. Before any training.
         RuntimeError: another process trains in the same folder.
         FloatingPointError: the training loss became infinite or NaN; the last good checkpoint
             stays.
@@ -99,6 +98,8 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
         precision=config.precision,
     )
     with output_folder(config.output_dir) as folder:
+        if not (folder / RECORD).is_file():
+            fall_back(folder)
         # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
         fabric.launch(_train, config.to_dict(), progress)
         return RunRecord.load(folder / RECORD)
@@ -260,6 +261,22 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
         return
     steps = len(splits["train"]) // config.batch_size
     seconds = clock.seconds()
+    images_sha256 = save_images(
+        folder / IMAGES,
+        {
+            "counts": test.counts,
+            "validation_counts": validation.counts,
+            "shift_kinds": np.array([kind for shift in grid for kind in shift]),
+            "shift_strengths": np.array([s for shift in grid for s in shift.values()]),
+            "shifted_tp": smallest_unsigned(test.shifted[:, :, 0]),
+            "shifted_predicted": smallest_unsigned(test.shifted[:, :, 1]),
+            "validation_shifted_tp": smallest_unsigned(validation.shifted[:, :, 0]),
+            "validation_shifted_predicted": smallest_unsigned(validation.shifted[:, :, 1]),
+            "boundary_counts": smallest_unsigned(test.boundaries),
+            "shown": shown,
+            "labels": test.labels,
+        },
+    )
     record = RunRecord(
         config=config.settings(),
         result={
@@ -284,25 +301,11 @@ def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
                 config.epochs * steps * config.batch_size / seconds["training"]
             ),
             "data": fingerprints,
+            "images_sha256": images_sha256,
             "num_images": {split: len(part) for split, part in splits.items()},
             "encoder_weights": getattr(learner.network, "weights_source", None),
         },
     )
-    with write_whole(folder / IMAGES) as file:
-        np.savez_compressed(
-            file,
-            counts=test.counts,
-            validation_counts=validation.counts,
-            shift_kinds=np.array([kind for shift in grid for kind in shift]),
-            shift_strengths=np.array([strength for shift in grid for strength in shift.values()]),
-            shifted_tp=smallest_unsigned(test.shifted[:, :, 0]),
-            shifted_predicted=smallest_unsigned(test.shifted[:, :, 1]),
-            validation_shifted_tp=smallest_unsigned(validation.shifted[:, :, 0]),
-            validation_shifted_predicted=smallest_unsigned(validation.shifted[:, :, 1]),
-            boundary_counts=smallest_unsigned(test.boundaries),
-            shown=shown,
-            labels=test.labels,
-        )
     record.save(folder / RECORD)  # last: where it is, everything is
 
 
@@ -467,15 +470,6 @@ def open_split(config: RunConfig, split: str) -> SegmentationDataset:
         config.void,
         **config.data_params,
     )
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
-    # In memory first: an error of the disk is then one of write_whole, with the path.
-    file = io.BytesIO()
-    torch.save(content, file)
-    with write_whole(path) as whole:
-        whole.write(file.getbuffer())
 
 
 def _check_same_run(folder: Path, here: dict[str, Any], there: dict[str, Any]) -> None:

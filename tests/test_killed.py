@@ -18,10 +18,10 @@ PHASES = {
     "in the first epoch": ("patlib.losses.pat", "pat_loss", 2, True),
     "in the middle of the second epoch": ("patlib.losses.pat", "pat_loss", 5, True),
     "between training and validation": ("patlib.training", "evaluate", 2, True),
-    "before the checkpoint gets its name": ("os", "replace", 3, True),
+    "before the checkpoint gets its name": ("os", "replace", 4, True),
     "between checkpoint and log": ("patlib.training", "save_checkpoint", 2, False),
     "before the test": ("patlib.training", "evaluate", 4, True),
-    "before the label maps get their name": ("os", "replace", 7, True),
+    "before the label maps get their name": ("os", "replace", 9, True),
     "before the record gets its name": ("patlib.records", "RunRecord.save", 1, True),
     "after the record": ("patlib.records", "RunRecord.save", 1, False),
 }
@@ -91,4 +91,11 @@ def test_killed_and_started_again(phase, camvid_tree, tmp_path, undisturbed, mon
     record = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(record.result, undisturbed)
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {".lock", "last.ckpt", "log.csv", "record.json", "test_images.npz"}
+    assert left == {
+        ".lock",
+        "last.ckpt",
+        "previous.ckpt",
+        "log.csv",
+        "record.json",
+        "test_images.npz",
+    }

@@ -14,6 +14,7 @@ from PIL import Image
 import patlib.training
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
 from patlib.batches import SplitTensors, draw_crops, scale_and_crop
+from patlib.checkpoints import read_checkpoint, save_checkpoint
 from patlib.data import SAMPLERS, DecodedSplit, build_dataset, count_classes, load_arrays
 from patlib.evaluation import evaluate, smallest_unsigned
 from patlib.losses import LOSSES, LDAMLoss
@@ -282,6 +283,7 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
         ".lock",
         "last.ckpt",
         "log.csv",
+        "previous.ckpt",
         "record.json",
         "test_images.npz",
     ]
@@ -653,9 +655,9 @@ def test_what_a_killed_run_left_half_written_is_removed(config, tmp_path):
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     full = (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "beside"))
-    monkeypatch.setattr(patlib.records.tempfile, "mkstemp", lambda **_: full)
+    monkeypatch.setattr(patlib.files.tempfile, "mkstemp", lambda **_: full)
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
-        patlib.training.save_checkpoint(tmp_path / "last.ckpt", {"model": torch.zeros(3)})
+        save_checkpoint(tmp_path / "last.ckpt", {"model": torch.zeros(3)})
     assert not list(tmp_path.iterdir())
 
 
@@ -691,9 +693,9 @@ def test_interrupted_after_the_last_epoch_it_is_scored_and_its_seconds_add_up(
         broken.setattr(RunRecord, "save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config, progress=False)
-    checkpoint = patlib.training.read_checkpoint(tmp_path / "b" / "last.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "b" / "last.ckpt")
     checkpoint["seconds"] = {"data": 1000.0, "training": 2000.0, "all": 4000.0}
-    patlib.training.save_checkpoint(tmp_path / "b" / "last.ckpt", checkpoint)
+    save_checkpoint(tmp_path / "b" / "last.ckpt", checkpoint)
     record = train(config, progress=False)
     np.testing.assert_equal(record.result, undisturbed.result)
     seconds = record.provenance["seconds"]
@@ -804,9 +806,9 @@ def test_predictor_shifts_the_logits(config, tmp_path, camvid_tree, prior_shift)
 def test_a_checkpoint_without_priors_labels_without_shift_only(config, tmp_path, camvid_tree):
     train(with_fields(config, epochs=1), progress=False)
     path = tmp_path / "run" / "last.ckpt"
-    content = patlib.training.read_checkpoint(path)
+    content = read_checkpoint(path)
     del content["priors"]
-    patlib.training.save_checkpoint(path, content)
+    save_checkpoint(path, content)
     assert predict(path, camvid_tree / "test" / "test_1.png").shape == (36, 48)
     with pytest.raises(ValueError, match="prior_shift must be None for .*before 0.2.0"):
         Predictor(path, prior_shift={"tau": 1})

@@ -24,7 +24,8 @@ def prepare(
 ) -> None:
     """Write the frames and their 13 classes as PNG files, in the layout that NYUv2 reads.
 
-    ``out`` appears when it is whole. (A killed process leaves a hidden folder beside it.)
+    ``out`` appears when it is whole. (A killed process leaves a hidden folder beside it, which the
+    next one removes.)
 
     Args:
         mat: the official file ``nyu_depth_v2_labeled.mat``.
