@@ -28,7 +28,7 @@ def write_whole(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         OSError: it cannot be written, such as on a full disk; the message has the path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = None
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -65,6 +65,15 @@ def remove_unfinished(path: str | Path) -> None:
     path = Path(path)
     for beside in path.parent.glob(f".{path.name}-*"):
         beside.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that hold it, if it is missing; their names are on the disk then."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_file(path: Path) -> None:

@@ -25,7 +25,7 @@ from patlib.checkpoints import CHECKPOINT, fall_back, read_checkpoint, save_chec
 from patlib.config import RunConfig
 from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
 from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
-from patlib.files import remove_unfinished, write_text
+from patlib.files import make_folder, remove_unfinished, write_text
 from patlib.losses import SegmentationLoss, build_loss
 from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
@@ -148,7 +148,7 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     """
     folder = Path(path).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:

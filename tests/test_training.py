@@ -45,7 +45,7 @@ def with_fields(config, **fields):
 def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     record = train(config, progress=False)
     stored = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert set(stored) == {"schema", "config", "result", "provenance"}
+    assert set(stored) == {"schema", "config", "result", "provenance", "checksum"}
     assert stored["config"]["loss"] == "pat" and "data_root" not in stored["config"]
     scores = {"miou", "pixel_accuracy", "mean_accuracy", "dice_error", "iou", "confusion"}
     scores |= {"released_miou", "precision", "recall", "predicted_ratio"}
@@ -58,7 +58,7 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert stored["result"]["class_counts"] == count_classes(dataset).tolist()
     masks = [set(target.unique().tolist()) for _, target in dataset]
     assert stored["result"]["class_images"] == [sum(c in m for m in masks) for c in range(11)]
-    wanted = {"seed", "commit", "versions", "device", "seconds", "date", "data"}
+    wanted = {"seed", "commit", "versions", "device", "seconds", "date", "data", "images_sha256"}
     assert wanted <= set(stored["provenance"])
     loaded = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(loaded.result["test"], record.result["test"])

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from patlib.data.dataset import SegmentationDataset
-from patlib.files import sync_file, sync_folder
+from patlib.files import make_folder, sync_file, sync_folder
 
 # Raise when arrays written by an earlier version must not be read any more.
 CACHE_VERSION = 4
@@ -86,7 +86,7 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
     at a time write, which removes what killed ones left: the others wait, and get None if the
     folder is there then.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with FileLock(folder.parent / ".lock"):
         if folder.is_dir():
             yield None
