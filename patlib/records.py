@@ -67,26 +67,26 @@ class RunRecord:
         """
         try:
             content = json.loads(Path(path).read_bytes())
+            if content["schema"] != SCHEMA:
+                raise ValueError(
+                    f"schema must be {SCHEMA}, got {content['schema']!r}, of another version"
+                )
             checksum = content.pop("checksum", None)
             if unknown := content.keys() - {"schema", "config", "result", "provenance"}:
                 raise ValueError(f"it has {min(unknown)!r}, which records have not")
             if checksum is not None and checksum != _checksum(content):
                 raise ValueError("its content does not have the SHA-256 that it names")
-            schema = content["schema"]
             result = _with_nan(content["result"])
             if "shifted" in result:
                 chosen = result["shifted"].items()
                 result["shifted"] = {name: _with_nan(scores) for name, scores in chosen}
             settings = complete_settings(content["config"])
-            record = cls(settings, result, dict(content["provenance"]))
+            return cls(settings, result, dict(content["provenance"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not the record of a run, or a damaged one ({error!r}). Copy it again, "
                 "or remove it and train again"
             ) from error
-        if schema != SCHEMA:
-            raise ValueError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
-        return record
 
     @property
     def images_sha256(self) -> str | None:
@@ -185,6 +185,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"patlib": __version__, **{p: _version(p) for p in packages}},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
+        "deterministic": not cuda or torch.are_deterministic_algorithms_enabled(),
     }
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,10 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
     - ``shown``, the numbers of at most ``NUM_PREDICTIONS`` test images spread evenly, and
       ``labels``, uint8 (len(shown), H, W), their predicted label maps.
 
-    The caller's random numbers and cuDNN settings stay as they are.
+    The caller's random numbers and cuDNN settings stay as they are. On a CPU the same configuration
+    gives the same result. On CUDA it does with the environment variable ``PATLIB_DETERMINISTIC=1``,
+    which takes time, as far as PyTorch has deterministic operations: it warns of those that it has
+    not.
 
     Args:
         config: the run.
@@ -85,8 +89,8 @@ def train(config: RunConfig, progress: bool = True) -> RunRecord:
             written to, the data do not fit (see SegmentationDataset), or the folder holds another
             run, or a damaged checkpoint and none before it. Before any training.
         RuntimeError: another process trains in the same folder.
-        FloatingPointError: the training loss became infinite or NaN; the last good checkpoint
-            stays.
+        FloatingPointError: the training loss became infinite or NaN; the message names the step,
+            its learning rate and the last good checkpoint, which stays.
         OSError: a file cannot be written, such as on a full disk; the message has its path.
     """
     check_machine(config)
@@ -172,18 +176,35 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """cuDNN tries its algorithms once for each size; every batch has the same one."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+def convolutions(accelerator: str) -> Iterator[None]:
+    """The fastest convolutions, or, where ``PATLIB_DETERMINISTIC=1``, what is repeatable on CUDA.
+
+    The environment variable is about where a run computes, as ``device`` is, and not part of its
+    configuration: on a CPU it changes nothing, because results there are repeatable anyway. An
+    operation that PyTorch has no deterministic form of warns.
+    """
+    deterministic = accelerator == "cuda" and os.environ.get("PATLIB_DETERMINISTIC") == "1"
+    benchmark = torch.backends.cudnn.benchmark
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # cuDNN tries its algorithms once for each size; every batch has the same one.
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-@fastest_convolutions()
 def _train(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
+    with convolutions(fabric.device.type):
+        _train_and_score(fabric, settings, progress)
+
+
+def _train_and_score(fabric: Fabric, settings: dict[str, Any], progress: bool) -> None:
     config = RunConfig(**settings)
     clock = Clock()
     folder = Path(config.output_dir).expanduser()
@@ -367,6 +388,7 @@ class Learner:
         config, fabric, rank = self.config, self.fabric, self.fabric.global_rank
         steps = len(self.images) // config.batch_size
         total = torch.zeros((), device=fabric.device)
+        losses, rates = [], []
         batches = self.images.shuffled_batches(config, epoch, rank, self.sizes)
         batches = bar(batches, total=steps, desc=f"epoch {epoch + 1}/{config.epochs}")
         set_progress(self.loss, epoch / config.epochs)
@@ -381,11 +403,19 @@ class Learner:
                 fabric.backward(loss)
                 self.optimizer.step()
                 total += loss.detach()  # stays on the device: no synchronisation per step
+                losses.append(loss.detach())
+                rates.append(rate)
             train_loss = float(fabric.all_reduce(total, reduce_op="mean")) / steps
         if not math.isfinite(train_loss):
+            means = fabric.all_reduce(torch.stack(losses), reduce_op="mean")  # of all processes
+            finite = means.isfinite().tolist()
+            step = finite.index(False) if False in finite else steps - 1  # or only their sum is not
+            good = Path(config.output_dir, CHECKPOINT)
             raise FloatingPointError(
-                f"the training loss became {train_loss} in epoch {epoch + 1} with loss="
-                f"{config.loss!r} and learning_rate={config.learning_rate}"
+                f"the training loss became {train_loss} in epoch {epoch + 1}: at step {step + 1} "
+                f"of {steps} it was {means[step].item():g}, with a learning rate of "
+                f"{rates[step]:g}, loss={config.loss!r} and learning_rate={config.learning_rate}. The "
+                f"last good checkpoint is {f'{good}, of epoch {epoch}' if epoch else 'none'}"
             )
         return train_loss
 

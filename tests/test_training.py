@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import patlib.losses.pat
 import patlib.training
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
 from patlib.batches import SplitTensors, draw_crops, scale_and_crop
@@ -185,10 +186,47 @@ def test_bfloat16_and_void_as_a_class_on_pets(config, pet_tree):
     assert record.result["class_names"] == ["body", "background", "boundary"]
 
 
-def test_exploding_loss_stops_with_its_epoch(config, tmp_path):
-    with pytest.raises(FloatingPointError, match="epoch 1"):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_loss_that_turns_nan_stops_with_step_rate_and_checkpoint(
+    config, tmp_path, monkeypatch, epoch
+):
+    pat_loss, calls = patlib.losses.pat.pat_loss, []
+
+    def nan_in_the_second_step(*args, **options):
+        calls.append(1)
+        return pat_loss(*args, **options) * (math.nan if len(calls) == 3 * epoch + 2 else 1)
+
+    monkeypatch.setattr(patlib.losses.pat, "pat_loss", nan_in_the_second_step)
+    with pytest.raises(FloatingPointError) as error:
+        train(config, progress=False)
+    path = tmp_path / "run" / "last.ckpt"
+    rate = 1e-3 * (1 + math.cos(math.pi * (3 * epoch + 1) / 9)) / 2
+    good = f"{path}, of epoch 1" if epoch else "none"
+    for said in (f"in epoch {epoch + 1}: at step 2 of 3 it was nan", f"of {rate:g}, loss=", good):
+        assert said in str(error.value)
+    if epoch:
+        assert len(read_checkpoint(path)["curves"]) == 1
+    else:
+        assert not path.exists()
+
+
+def test_exploding_loss_stops(config, tmp_path):
+    with pytest.raises(FloatingPointError, match="became (nan|inf) in epoch 1: at step [23] of 3"):
         train(with_fields(config, learning_rate=1e30), progress=False)
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_deterministic_algorithms_are_asked_for_on_cuda_only(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    states = []
+    for switch, accelerator in (("1", "cuda"), ("1", "cpu"), ("0", "cuda")):
+        monkeypatch.setenv("PATLIB_DETERMINISTIC", switch)
+        with patlib.training.convolutions(accelerator):
+            asked = torch.are_deterministic_algorithms_enabled()
+            states.append((asked, torch.backends.cudnn.benchmark))
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert states == [(True, False), (False, True), (False, True)]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_batch_larger_than_the_data_is_refused(config):
@@ -592,7 +630,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
     assert RunRecord.load(tmp_path / "x.json").config["loss"] == "pat"  # completed
     text = (tmp_path / "x.json").read_text().replace('"schema": 1', '"schema": 2')
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json: schema must be 1, got 2"):
+    with pytest.raises(ValueError, match=r"x\.json .*schema must be 1, got 2"):
         RunRecord.load(tmp_path / "x.json")
 
 

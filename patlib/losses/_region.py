@@ -54,6 +54,9 @@ class RegionLoss(SegmentationLoss):
             logits, target, self.ignore_index, self.reduction, self.num_classes
         )
         dtype = computed_in(logits)
+        if self.in_float32 and dtype == torch.float64:
+            # So that the largest fit: the softmax is the same.
+            logits = logits - logits.detach().amax(1, keepdim=True)
         labels = target.reshape(*columns.shape, 1)  # (B, P, 1)
         x = logits.to(torch.float32 if self.in_float32 else dtype)
         x = x.reshape(*logits.shape[:2], *labels.shape[1:])

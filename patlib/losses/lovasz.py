@@ -25,6 +25,9 @@ def lovasz_loss(
 
     Classes without a pixel in the batch are left out of the mean.
 
+    The loss of a batch is no mean of the losses of its parts, however weighted: in gradient
+    accumulation and in several processes each part has regions of its own.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type, computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
