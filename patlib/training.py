@@ -414,8 +414,8 @@ class Learner:
             raise FloatingPointError(
                 f"the training loss became {train_loss} in epoch {epoch + 1}: at step {step + 1} "
                 f"of {steps} it was {means[step].item():g}, with a learning rate of "
-                f"{rates[step]:g}, loss={config.loss!r} and learning_rate={config.learning_rate}. The "
-                f"last good checkpoint is {f'{good}, of epoch {epoch}' if epoch else 'none'}"
+                f"{rates[step]:g}, loss={config.loss!r} and learning_rate={config.learning_rate}. "
+                f"The last good checkpoint is {f'{good}, of epoch {epoch}' if epoch else 'none'}"
             )
         return train_loss
 
