@@ -342,7 +342,7 @@ class Learner:
         checkpoint: the state of an earlier epoch; None starts with drawn weights.
 
     Raises:
-        ValueError: there are fewer images than fill a batch.
+        ValueError: there are fewer images than fill a batch, or none has a valid pixel.
 
     Attributes:
         network: the network itself, not wrapped for several devices.
@@ -361,6 +361,11 @@ class Learner:
             raise ValueError(
                 f"batch_size must be at most the {len(images)} images of the training split of "
                 f"{config.dataset!r}, got {config.batch_size}"
+            )
+        if not sizes.any():
+            raise ValueError(
+                f"the training masks of {config.dataset!r} in the folder {config.data_root!r} must "
+                "have a pixel of a class, got void only"
             )
         self.fabric, self.config, self.images, self.sizes = fabric, config, images, sizes
         self.loss = loss_of_run(config, sizes).to(fabric.device)

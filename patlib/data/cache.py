@@ -69,7 +69,7 @@ def load_arrays(
         try:
             with whole_folder(entry) as beside:
                 if beside:
-                    _write(beside, _decode(dataset, progress))
+                    _write(beside, _decode(dataset, progress), entry.name)
         except FileNotFoundError:  # of an image
             raise
         except OSError as error:
@@ -144,10 +144,11 @@ def _count(masks: np.ndarray) -> np.ndarray:
     return sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
 
 
-def _write(folder: Path, split: DecodedSplit) -> None:
+def _write(folder: Path, split: DecodedSplit, name: str) -> None:
     np.save(folder / "images.npy", split.images)
     np.save(folder / "masks.npy", split.masks)
-    (folder / "sha256").write_text(split.fingerprint)
+    # With its name: an entry that was renamed holds other files than it says.
+    (folder / "sha256").write_text(f"{split.fingerprint} {name}")
 
 
 def _read(entry: Path, dataset: SegmentationDataset) -> DecodedSplit:
@@ -158,8 +159,8 @@ def _read(entry: Path, dataset: SegmentationDataset) -> DecodedSplit:
         if (images.shape, masks.shape) != ((*shape, 3), shape):
             raise ValueError(f"the arrays have the shapes {images.shape} and {masks.shape}")
         fingerprint = _fingerprint(images, masks)
-        if fingerprint != (entry / "sha256").read_text():
-            raise ValueError("the arrays do not have the stored SHA-256")
+        if (entry / "sha256").read_text() != f"{fingerprint} {entry.name}":
+            raise ValueError("the arrays do not have the stored SHA-256, or are of another entry")
         return DecodedSplit(images, masks, _count(masks), fingerprint)
     except Exception as error:  # of a broken header NumPy raises many kinds
         raise ValueError(

@@ -58,6 +58,8 @@ def prepare(
         Image.fromarray(mask).save(beside / "labels13" / f"{sample.id}.png")
 
     with whole_folder(out) as beside, ThreadPoolExecutor(os.cpu_count()) as pool:
+        if beside is None:  # made by another process meanwhile
+            raise FileExistsError(f"out must be a new folder, got {str(out)!r}, which exists")
         for folder in ("images", "labels13"):
             (beside / folder).mkdir()
         rows = [f"{int(sample.id)},{split_of[sample]}\n" for sample in samples]
