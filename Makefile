@@ -1,11 +1,13 @@
 # make test   the tests: pytest, nbval on the notebooks, ruff
 # make book   re-executes the notebooks that changed and builds the book into _build/html
 # make bench  time and memory of the losses, of training and of prediction, into benchmarks/records
+# make chaos  the long form of the tests that inject faults: kills, full disks, power losses, flipped
+#             bits, extreme numbers, random parameters
 # All make the environment (.venv) themselves; PYTHON names the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test book bench clean
+.PHONY: test book bench chaos clean
 
 # One worker a core. The tests of a file, and the cells of a notebook, run in order on one of them.
 test: .venv/installed
@@ -24,6 +26,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/figure6.py
+
+chaos: .venv/installed
+	PATLIB_CHAOS=1 $(BIN)/pytest -n logical --dist loadfile tests/test_bits.py tests/test_killed.py \
+	    tests/test_crashes.py tests/test_numbers.py
 
 # The variable, unlike the option --constraint, takes the place of constraints that pip's own
 # configuration may name: two exact versions of one package cannot both be installed.

@@ -13,8 +13,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each sta
 import torch
 import torch.nn.functional as F
 
+from patlib.files import write_text
 from patlib.losses import LOSSES, SegmentationLoss, build_loss
-from patlib.records import provenance, write_text
+from patlib.records import provenance
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -26,7 +26,8 @@ import nbformat
 import papermill
 import torch
 
-from patlib.records import provenance, write_text
+from patlib.files import write_text
+from patlib.records import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "book" / "executed.csv"

@@ -10,7 +10,7 @@ import io
 import re
 from pathlib import Path
 
-from patlib.records import write_text
+from patlib.files import write_text
 
 TABLE = re.compile(r'<table class="dataframe table" id="([\w-]+)">.*?</table>', re.DOTALL)
 ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from patlib.files import write_whole
 from patlib.plots.colors import class_colors
 from patlib.prediction import load_model, shift_of
-from patlib.records import write_whole
 
 SUFFIXES = (".onnx", ".pt2")
 #: how far logits of the file may be from those of the network, of the largest of them

@@ -14,10 +14,10 @@ from torch import nn
 
 from patlib.data.folder import IMAGE_SUFFIXES
 from patlib.data.images import open_image
+from patlib.files import write_text, write_whole
 from patlib.own import fingerprint_model
 from patlib.plots.colors import class_colors, label_colors
 from patlib.prediction import Predictor
-from patlib.records import write_text, write_whole
 
 LEGEND = "classes.json"  # beside the label maps: what their values mean, and whose they are
 THREADS = 4  # that read and write while the network computes

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,49 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patlib.checkpoints import CHECKPOINT, read_checkpoint
 from patlib.checks import check_choice, check_integer
 from patlib.config import DEVICES
 from patlib.data.images import open_image
 from patlib.models import build_model
 from patlib.own import CUSTOM, own_name
 from patlib.priors import ClassPriors
-from patlib.records import CHECKPOINT, RECORD, RunRecord, different_settings
-
-# What train writes into a checkpoint, and has written since 0.1.0. Later came "priors".
-_CONTENT = {
-    "config",
-    "run",
-    "class_names",
-    "image_size",
-    "curves",
-    "seconds",
-    "model",
-    "optimizer",
-}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint and check its sums.
-
-    Raises:
-        ValueError: it is damaged, or not a checkpoint of this version; the message names the file.
-    """
-    remedy = "remove it to start again from the first epoch"
-    try:
-        # torch.load does not look at the sums that the file has.
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():
-                raise ValueError(f"the part {damaged} is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := _CONTENT - set(content):
-            raise ValueError(f"{min(missing)} is missing")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zip, pickle and torch each have their own
-        raise ValueError(
-            f"{path} is not a checkpoint, or a damaged one: {remedy} ({error})"
-        ) from error
-    return content
+from patlib.records import RECORD, RunRecord, different_settings
 
 
 def load_model(run: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:

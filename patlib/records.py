@@ -1,29 +1,30 @@
 """The record of a run: one JSON file with its configuration, result and provenance."""
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
-import os
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy as np
 import torch
 
 from patlib import __version__
 from patlib.config import SCHEMA, complete_settings
+from patlib.files import write_text, write_whole
 
 # Raise by hand when a change makes earlier results wrong; nothing else than this number and the
 # settings outdates a record.
 RESULTS_VERSION = 1
 
 #: the files that :func:`patlib.train` leaves in the folder of a run
-CHECKPOINT, LOG, RECORD, IMAGES = "last.ckpt", "log.csv", "record.json", "test_images.npz"
+LOG, RECORD, IMAGES = "log.csv", "record.json", "test_images.npz"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class RunRecord:
             gives the same result on a CPU. Records made before 0.2.0 have fewer scores, no
             ``shifted`` and no ``class_images``; what follows from their stored counts is computed
             by ``patlib.study.runs.Run.score``.
-        provenance: seed, commit, versions, device, durations in seconds, date, data fingerprints.
+        provenance: seed, commit, versions, device, durations in seconds, date, data fingerprints,
+            ``images_sha256`` (of ``test_images.npz``; not before 0.3).
     """
 
     config: dict[str, Any]
@@ -48,37 +50,91 @@ class RunRecord:
     provenance: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON (NaN as null), atomically."""
+        """Write as JSON (NaN as null) with a SHA-256 of its content, atomically."""
         content = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        return write_text(path, format_json(content))
+        return write_text(path, format_json({**content, "checksum": _checksum(content)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "RunRecord":
         """Read a record. Settings that it was made without are completed with their defaults.
 
+        Its content is compared with its SHA-256; records made before 0.3 have none. Line ends and
+        indentation may differ.
+
         Raises:
-            ValueError: the file is not a record, or one of another schema; the message names it.
+            ValueError: the file is damaged, not a record, or one of another schema; the message
+                names it and says what to do.
         """
         try:
             content = json.loads(Path(path).read_bytes())
-            schema = content["schema"]
+            if content["schema"] != SCHEMA:
+                raise ValueError(
+                    f"schema must be {SCHEMA}, got {content['schema']!r}, of another version"
+                )
+            checksum = content.pop("checksum", None)
+            if unknown := content.keys() - {"schema", "config", "result", "provenance"}:
+                raise ValueError(f"it has {min(unknown)!r}, which records have not")
+            if checksum is not None and checksum != _checksum(content):
+                raise ValueError("its content does not have the SHA-256 that it names")
             result = _with_nan(content["result"])
             if "shifted" in result:
                 chosen = result["shifted"].items()
                 result["shifted"] = {name: _with_nan(scores) for name, scores in chosen}
             settings = complete_settings(content["config"])
-            record = cls(settings, result, dict(content["provenance"]))
+            return cls(settings, result, dict(content["provenance"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not the record of a run ({error!r})") from error
-        if schema != SCHEMA:
-            raise ValueError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
-        return record
+            raise ValueError(
+                f"{path} is not the record of a run, or a damaged one ({error!r}). Copy it again, "
+                "or remove it and train again"
+            ) from error
+
+    @property
+    def images_sha256(self) -> str | None:
+        """SHA-256 of the file ``test_images.npz``; None in records made before 0.3."""
+        return self.provenance.get("images_sha256")
 
     def run(self) -> dict[str, Any]:
         """What tells the run from others: its settings, the version of its results, its data."""
         return run_and_data(
             self.config, self.provenance.get("data"), self.result.get("results_version")
         )
+
+
+def save_images(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write what a run keeps of its images, see :func:`patlib.train`; return its SHA-256."""
+    file = io.BytesIO()  # in memory: an error of the disk is then one of write_whole, with the path
+    np.savez_compressed(file, **arrays)
+    with write_whole(path) as whole:
+        whole.write(file.getbuffer())
+    return hashlib.sha256(file.getbuffer()).hexdigest()
+
+
+def read_images(
+    path: str | Path, sha256: str | None, names: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """What a run keeps of its images, compared with the SHA-256 in its record.
+
+    Args:
+        path: the file ``test_images.npz`` of the run, or what it was filed as.
+        sha256: :attr:`RunRecord.images_sha256`. Of a file whose record has none the CRC-32 of each
+            array that is read is checked.
+        names: of the arrays; None for all. Those that the file does not have are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or that of another run; the message names it and says what to do.
+    """
+    data = Path(path).read_bytes()
+    try:
+        if sha256 is not None and sha256 != hashlib.sha256(data).hexdigest():
+            raise ValueError("it does not have the SHA-256 in the record")
+        with np.load(io.BytesIO(data)) as file:
+            return {name: file[name] for name in names or file if name in file}
+    except Exception as error:  # zip and NumPy each have their own
+        raise ValueError(
+            f"{path} is damaged, or of another run than the record beside it ({error}). Copy both "
+            "again, or remove both and train again"
+        ) from error
 
 
 def run_and_data(
@@ -129,46 +185,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"patlib": __version__, **{p: _version(p) for p in packages}},
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
+        "deterministic": not cuda or torch.are_deterministic_algorithms_enabled(),
     }
 
 
-@contextmanager
-def write_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that appears whole or not at all: written beside first, then renamed.
-
-    Raises:
-        OSError: it cannot be written, such as on a full disk; the message has the path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def remove_unfinished(path: str | Path) -> None:
-    """Remove what killed processes left beside ``path`` (see :func:`write_whole`).
-
-    Only for a caller that no other process writes ``path`` beside.
-    """
-    path = Path(path)
-    for beside in path.parent.glob(f".{path.name}-*"):
-        beside.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a whole file or nothing (see :func:`write_whole`)."""
-    with write_whole(path) as file:
-        file.write(text.encode())
-    return Path(path)
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of a record, however its JSON is laid out."""
+    text = json.dumps(json.loads(format_json(content)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _with_nan(result: Mapping[str, Any]) -> dict[str, Any]:

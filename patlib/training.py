@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,18 +25,18 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from patlib.batches import SplitTensors
+from patlib.checkpoints import CHECKPOINT, fall_back, read_checkpoint, save_checkpoint
 from patlib.config import RunConfig
 from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
 from patlib.data.dataset import SPLITS
 from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
+from patlib.files import make_folder, remove_unfinished, write_text
 from patlib.losses import SegmentationLoss, build_loss
 from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
 from patlib.own import check_logits, check_own, decode_datasets, fingerprint_model, own_name
-from patlib.prediction import read_checkpoint
 from patlib.priors import ClassPriors
 from patlib.records import (
-    CHECKPOINT,
     IMAGES,
     LOG,
     RECORD,
@@ -43,10 +44,8 @@ from patlib.records import (
     RunRecord,
     different_settings,
     provenance,
-    remove_unfinished,
     run_and_data,
-    write_text,
-    write_whole,
+    save_images,
 )
 from patlib.seeds import mix_seed, seeded
 
@@ -68,10 +67,11 @@ def train(
 
     Learning rate on a cosine to 0 over all steps, channels_last. Scored is the network of the last
     epoch, as it is and under the shifts of :mod:`patlib.priors`. In ``config.output_dir``
-    are written, each atomically: ``last.ckpt`` and ``log.csv`` after every epoch, at the end
-    ``test_images.npz`` and ``record.json``. Called again with the same configuration and folder, it
-    goes on from the last epoch, or returns the record if nothing is left to do (after a look at the
-    data: a run of the same settings on other data is another run).
+    are written, each atomically: ``last.ckpt`` (of the epoch before: ``previous.ckpt``) and
+    ``log.csv`` after every epoch, at the end ``test_images.npz`` and ``record.json``. Called again
+    with the same configuration and folder, it goes on from the last epoch, or returns the record if
+    nothing is left to do (after a look at the data: a run of the same settings on other data is
+    another run). Where ``last.ckpt`` is damaged it warns, and goes on from ``previous.ckpt``.
 
     ``test_images.npz`` holds
 
@@ -87,7 +87,10 @@ def train(
     - ``shown``, the numbers of at most ``NUM_PREDICTIONS`` test images spread evenly, and
       ``labels``, uint8 (len(shown), H, W), their predicted label maps.
 
-    The caller's random numbers and cuDNN settings stay as they are.
+    The caller's random numbers and cuDNN settings stay as they are. On a CPU the same configuration
+    gives the same result. On CUDA it does with the environment variable ``PATLIB_DETERMINISTIC=1``,
+    which takes time, as far as PyTorch has deterministic operations: it warns of those that it has
+    not.
 
     A network or data of your own take the place of those that the configuration names. The record
     then has the name of their class, such as ``"own:mymodule.MyNet"``, for ``model`` and
@@ -108,10 +111,10 @@ def train(
     Raises:
         ValueError, FileNotFoundError: this machine cannot make the run, ``output_dir`` cannot be
             written to, the data do not fit (see SegmentationDataset), or the folder holds another
-            run. Before any training.
+            run, or a damaged checkpoint and none before it. Before any training.
         RuntimeError: another process trains in the same folder.
-        FloatingPointError: the training loss became infinite or NaN; the last good checkpoint
-            stays.
+        FloatingPointError: the training loss became infinite or NaN; the message names the step,
+            its learning rate and the last good checkpoint, which stays.
         OSError: a file cannot be written, such as on a full disk; the message has its path.
     """
     check_machine(config)
@@ -127,6 +130,8 @@ def train(
         loggers=logger,
     )
     with output_folder(config.output_dir) as folder:
+        if not (folder / RECORD).is_file():
+            fall_back(folder)
         # As a dict: Lightning does not hand a frozen dataclass to the processes it starts.
         fabric.launch(_train, config.to_dict(), progress, model, datasets)
         return RunRecord.load(folder / RECORD)
@@ -175,7 +180,7 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     """
     folder = Path(path).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
@@ -199,18 +204,35 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """cuDNN tries its algorithms once for each size; every batch has the same one."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+def convolutions(accelerator: str) -> Iterator[None]:
+    """The fastest convolutions, or, where ``PATLIB_DETERMINISTIC=1``, what is repeatable on CUDA.
+
+    The environment variable is about where a run computes, as ``device`` is, and not part of its
+    configuration: on a CPU it changes nothing, because results there are repeatable anyway. An
+    operation that PyTorch has no deterministic form of warns.
+    """
+    deterministic = accelerator == "cuda" and os.environ.get("PATLIB_DETERMINISTIC") == "1"
+    benchmark = torch.backends.cudnn.benchmark
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # cuDNN tries its algorithms once for each size; every batch has the same one.
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-@fastest_convolutions()
-def _train(
+def _train(fabric: Fabric, settings: dict[str, Any], *options: Any) -> None:
+    with convolutions(fabric.device.type):
+        _train_and_score(fabric, settings, *options)
+
+
+def _train_and_score(
     fabric: Fabric,
     settings: dict[str, Any],
     progress: bool,
@@ -307,6 +329,22 @@ def _train(
         return
     steps = len(splits["train"]) // config.batch_size
     seconds = clock.seconds()
+    images_sha256 = save_images(
+        folder / IMAGES,
+        {
+            "counts": test.counts,
+            "validation_counts": validation.counts,
+            "shift_kinds": np.array([kind for shift in grid for kind in shift]),
+            "shift_strengths": np.array([s for shift in grid for s in shift.values()]),
+            "shifted_tp": smallest_unsigned(test.shifted[:, :, 0]),
+            "shifted_predicted": smallest_unsigned(test.shifted[:, :, 1]),
+            "validation_shifted_tp": smallest_unsigned(validation.shifted[:, :, 0]),
+            "validation_shifted_predicted": smallest_unsigned(validation.shifted[:, :, 1]),
+            "boundary_counts": smallest_unsigned(test.boundaries),
+            "shown": shown,
+            "labels": test.labels,
+        },
+    )
     record = RunRecord(
         config=settings,
         result={
@@ -331,25 +369,11 @@ def _train(
                 config.epochs * steps * config.batch_size / seconds["training"]
             ),
             "data": fingerprints,
+            "images_sha256": images_sha256,
             "num_images": {split: len(part) for split, part in splits.items()},
             "encoder_weights": getattr(learner.network, "weights_source", None),
         },
     )
-    with write_whole(folder / IMAGES) as file:
-        np.savez_compressed(
-            file,
-            counts=test.counts,
-            validation_counts=validation.counts,
-            shift_kinds=np.array([kind for shift in grid for kind in shift]),
-            shift_strengths=np.array([strength for shift in grid for strength in shift.values()]),
-            shifted_tp=smallest_unsigned(test.shifted[:, :, 0]),
-            shifted_predicted=smallest_unsigned(test.shifted[:, :, 1]),
-            validation_shifted_tp=smallest_unsigned(validation.shifted[:, :, 0]),
-            validation_shifted_predicted=smallest_unsigned(validation.shifted[:, :, 1]),
-            boundary_counts=smallest_unsigned(test.boundaries),
-            shown=shown,
-            labels=test.labels,
-        )
     for logger in fabric.loggers:
         logger.save()
     record.save(folder / RECORD)  # last: where it is, everything is
@@ -368,7 +392,7 @@ class Learner:
         model: a network to copy; None builds the one that the configuration names.
 
     Raises:
-        ValueError: there are fewer images than fill a batch.
+        ValueError: there are fewer images than fill a batch, or none has a valid pixel.
 
     Attributes:
         network: the network itself, not wrapped for several devices.
@@ -388,6 +412,11 @@ class Learner:
             raise ValueError(
                 f"batch_size must be at most the {len(images)} images of the training split of "
                 f"{config.dataset!r}, got {config.batch_size}"
+            )
+        if not sizes.any():
+            raise ValueError(
+                f"the training masks of {config.dataset!r} in the folder {config.data_root!r} must "
+                "have a pixel of a class, got void only"
             )
         self.fabric, self.config, self.images, self.sizes = fabric, config, images, sizes
         self.loss = loss_of_run(config, sizes).to(fabric.device)
@@ -418,6 +447,7 @@ class Learner:
         config, fabric, rank = self.config, self.fabric, self.fabric.global_rank
         steps = len(self.images) // config.batch_size
         total = torch.zeros((), device=fabric.device)
+        losses, rates = [], []
         batches = self.images.shuffled_batches(config, epoch, rank, self.sizes)
         batches = bar(batches, total=steps, desc=f"epoch {epoch + 1}/{config.epochs}")
         set_progress(self.loss, epoch / config.epochs)
@@ -432,11 +462,19 @@ class Learner:
                 fabric.backward(loss)
                 self.optimizer.step()
                 total += loss.detach()  # stays on the device: no synchronisation per step
+                losses.append(loss.detach())
+                rates.append(rate)
             train_loss = float(fabric.all_reduce(total, reduce_op="mean")) / steps
         if not math.isfinite(train_loss):
+            means = fabric.all_reduce(torch.stack(losses), reduce_op="mean")  # of all processes
+            finite = means.isfinite().tolist()
+            step = finite.index(False) if False in finite else steps - 1  # or only their sum is not
+            good = Path(config.output_dir, CHECKPOINT)
             raise FloatingPointError(
-                f"the training loss became {train_loss} in epoch {epoch + 1} with loss="
-                f"{config.loss!r} and learning_rate={config.learning_rate}"
+                f"the training loss became {train_loss} in epoch {epoch + 1}: at step {step + 1} "
+                f"of {steps} it was {means[step].item():g}, with a learning rate of "
+                f"{rates[step]:g}, loss={config.loss!r} and learning_rate={config.learning_rate}. "
+                f"The last good checkpoint is {f'{good}, of epoch {epoch}' if epoch else 'none'}"
             )
         return train_loss
 
@@ -521,15 +559,6 @@ def open_split(config: RunConfig, split: str) -> SegmentationDataset:
         config.void,
         **config.data_params,
     )
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
-    # In memory first: an error of the disk is then one of write_whole, with the path.
-    file = io.BytesIO()
-    torch.save(content, file)
-    with write_whole(path) as whole:
-        whole.write(file.getbuffer())
 
 
 def _check_same_run(folder: Path, here: dict[str, Any], there: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from patlib.records import format_json, write_text  # noqa: E402
+from patlib.files import write_text  # noqa: E402
+from patlib.records import format_json  # noqa: E402
 from patlib.study.runs import Run, by_benchmark, by_method, load_runs  # noqa: E402
 from patlib.study.simultaneous import MethodScores, group_weights, score_methods  # noqa: E402
 from patlib.study.statistics import mean_iou  # noqa: E402

@@ -16,7 +16,8 @@ import torch
 
 from patlib.data import DATASETS, IGNORE_INDEX, SegmentationDataset, build_dataset, load_arrays
 from patlib.data.dataset import SPLITS
-from patlib.records import provenance, write_text
+from patlib.files import write_text
+from patlib.records import provenance
 
 RECORD = Path(__file__).parent / "records" / "datasets.json"
 #: data sets with classes and splits of their own, read from a folder

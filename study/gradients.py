@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run it
 
 from patlib import RunConfig, load_model  # noqa: E402
 from patlib.data import build_dataset  # noqa: E402
+from patlib.files import write_text  # noqa: E402
 from patlib.gradients import measure, summarise, training_states  # noqa: E402
 from patlib.records import RECORD as RUN_RECORD  # noqa: E402
-from patlib.records import provenance, write_text  # noqa: E402
+from patlib.records import provenance  # noqa: E402
 from patlib.study.grids import data_root, load_grid, run_name  # noqa: E402
 
 RECORD = ROOT / "study" / "records" / "gradients.json"

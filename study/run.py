@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run a 
 
 from patlib.checks import check_choice  # noqa: E402
 from patlib.config import RunConfig  # noqa: E402
-from patlib.records import IMAGES, RECORD, remove_unfinished, write_whole  # noqa: E402
+from patlib.files import remove_unfinished, write_whole  # noqa: E402
+from patlib.records import IMAGES, RECORD, RunRecord, read_images  # noqa: E402
 from patlib.study.grids import PlannedRun, data_root, load_grid, open_data  # noqa: E402
 
 RECORDS, RUNS = ROOT / "study" / "records" / "runs", ROOT / "runs"
@@ -139,6 +140,8 @@ def train_and_file(
             return
         root = data_root(run.settings["dataset"], data)
         train(run.config(root and root.resolve(), folder))
+        # Damage is found here, not when the record is read for a table.
+        read_images(folder / IMAGES, RunRecord.load(folder / RECORD).images_sha256)
         for source, suffix in ((IMAGES, ".npz"), (RECORD, ".json")):  # the record last
             target = records / f"{run.name}{suffix}"
             remove_unfinished(target)

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run it
 
 from patlib.data import DATASETS, SegmentationDataset, class_sizes, load_arrays  # noqa: E402
-from patlib.records import RunRecord, write_text  # noqa: E402
+from patlib.files import write_text  # noqa: E402
+from patlib.records import RunRecord  # noqa: E402
 from patlib.study.grids import PlannedRun, data_root  # noqa: E402
 from patlib.study.runs import CLASS_IMAGES, TEST_GROUPS, Run  # noqa: E402
 from patlib.training import open_split  # noqa: E402

@@ -159,7 +159,7 @@ def test_nyuv2_reads_from_many_threads_and_after_pickling(mat, monkeypatch):
 def test_nyuv2_prepared_by_command_equals_the_official_file(mat, tmp_path, size):
     out = tmp_path / "new" / "prepared"
     main([str(mat), str(out), *size])
-    assert [f.name for f in out.parent.iterdir()] == ["prepared"]
+    assert {f.name for f in out.parent.iterdir()} == {".lock", "prepared"}
     assert len(list((out / "images").iterdir())) == 12
     for split in SPLITS:
         for scheme in ("official", "paper"):
@@ -187,7 +187,7 @@ def test_nyuv2_command_leaves_nothing_half_written(mat, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
-    assert [f.name for f in tmp_path.iterdir()] == ["nyu"]
+    assert {f.name for f in tmp_path.iterdir()} == {".lock", "nyu"}
 
 
 def test_nyuv2_refuses_a_broken_official_file(mat, tmp_path):

@@ -2,13 +2,19 @@
 
 import dataclasses
 import importlib
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults import CHAOS, temporary_files, tiny_config
 
 from patlib import RunConfig, RunRecord, train
 
@@ -18,10 +24,11 @@ PHASES = {
     "in the first epoch": ("patlib.losses.pat", "pat_loss", 2, True),
     "in the middle of the second epoch": ("patlib.losses.pat", "pat_loss", 5, True),
     "between training and validation": ("patlib.training", "evaluate", 2, True),
-    "before the checkpoint gets its name": ("os", "replace", 3, True),
+    "between the names of the two checkpoints": ("os", "replace", 4, True),
+    "before the checkpoint is on the disk": ("os", "fsync", 18, True),
     "between checkpoint and log": ("patlib.training", "save_checkpoint", 2, False),
     "before the test": ("patlib.training", "evaluate", 4, True),
-    "before the label maps get their name": ("os", "replace", 7, True),
+    "before the label maps get their name": ("os", "replace", 9, True),
     "before the record gets its name": ("patlib.records", "RunRecord.save", 1, True),
     "after the record": ("patlib.records", "RunRecord.save", 1, False),
 }
@@ -32,9 +39,9 @@ KILLED = multiprocessing.get_context("forkserver")
 KILLED.set_forkserver_preload(["patlib.training", "patlib.data"])
 
 
-def train_and_die(settings, cache, module, name, call, before):
-    """Run a configuration; kill this process (SIGKILL: nothing is cleaned up) when a function is
-    called for the n-th time, before or after it does its work."""
+def train_and_die(settings, cache, how, module, name, call, before):
+    """Run a configuration; kill this process by a signal, before which nothing is cleaned up, when
+    a function is called for the n-th time, before or after it does its work."""
     torch.set_num_threads(1)
     os.environ["PATLIB_CACHE"] = cache  # the fork server has the environment of the first test
     home = importlib.import_module(module)
@@ -46,10 +53,10 @@ def train_and_die(settings, cache, module, name, call, before):
     def deadly(*args, **kwargs):
         calls.append(1)
         if len(calls) == call and before:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), how)
         result = original(*args, **kwargs)
         if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), how)
         return result
 
     setattr(home, attribute, deadly)
@@ -58,37 +65,128 @@ def train_and_die(settings, cache, module, name, call, before):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The result that every killed run must end with."""
+    """By precision: the result that every killed run must end with, and its seconds."""
     return {}
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_killed_and_started_again(phase, camvid_tree, tmp_path, undisturbed, monkeypatch):
+@pytest.fixture
+def calm(camvid_tree, tmp_path, undisturbed, monkeypatch):
     # The data are drawn from a fixed seed: they are the same in every test's own folder.
-    config = RunConfig(
-        dataset="camvid",
-        data_root=camvid_tree,
-        image_size=(32, 40),
-        model_params={"width": 2},
-        epochs=3,
-        batch_size=2,
-        device="cpu",
-        output_dir=str(tmp_path / "run"),
-    )
-    if not undisturbed:
-        with monkeypatch.context() as elsewhere:
-            elsewhere.setenv("PATLIB_CACHE", str(tmp_path / "other-cache"))
-            calm = dataclasses.replace(config, output_dir=str(tmp_path / "undisturbed"))
-            undisturbed.update(train(calm, progress=False).result)
+    def run(config):
+        if config.precision not in undisturbed:
+            config = dataclasses.replace(config, output_dir=str(tmp_path / "calm"))
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setenv("PATLIB_CACHE", str(tmp_path / "other-cache"))
+                start = time.perf_counter()
+                result = train(config, progress=False).result
+            undisturbed[config.precision] = result, time.perf_counter() - start
+        return undisturbed[config.precision]
 
-    arguments = (config.to_dict(), os.environ["PATLIB_CACHE"], *PHASES[phase])
+    return run
+
+
+def three_epochs(camvid_tree, output_dir, **fields):
+    return tiny_config(
+        camvid_tree, output_dir, **{"epochs": 3, "model_params": {"width": 2}, **fields}
+    )
+
+
+def check_restarted(config, expected):
+    """Started again, the run ends with the same result and leaves nothing temporary."""
+    train(config, progress=False)
+    folder = Path(config.output_dir)
+    np.testing.assert_equal(RunRecord.load(folder / "record.json").result, expected)
+    left = {path.name for path in folder.iterdir()}
+    kept = {"last.ckpt", "previous.ckpt", "log.csv", "record.json", "test_images.npz"}
+    assert left == {".lock", *kept}
+    assert not temporary_files(Path(os.environ["PATLIB_CACHE"]))
+
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+# The short form takes turns with the signals.
+KILLS = [
+    (phase, how)
+    for i, phase in enumerate(PHASES)
+    for j, how in enumerate(SIGNALS)
+    if CHAOS or i % 2 == j
+]
+
+
+@pytest.mark.parametrize(("phase", "how"), KILLS)
+def test_killed_and_started_again(phase, how, camvid_tree, tmp_path, calm):
+    config = three_epochs(camvid_tree, tmp_path / "run")
+    expected, _ = calm(config)
+    arguments = (config.to_dict(), os.environ["PATLIB_CACHE"], how, *PHASES[phase])
     killed = KILLED.Process(target=train_and_die, args=arguments)
     killed.start()
     killed.join()
-    assert killed.exitcode == -signal.SIGKILL
+    assert killed.exitcode == -how
     assert (tmp_path / "run" / "record.json").exists() == (phase == "after the record")
-    train(config, progress=False)
-    record = RunRecord.load(tmp_path / "run" / "record.json")
-    np.testing.assert_equal(record.result, undisturbed)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {".lock", "last.ckpt", "log.csv", "record.json", "test_images.npz"}
+    check_restarted(config, expected)
+
+
+def train_quietly(settings, cache):
+    torch.set_num_threads(1)
+    os.environ["PATLIB_CACHE"] = cache
+    train(RunConfig(**settings), progress=False)
+
+
+@pytest.mark.parametrize("number", range(23 if CHAOS else 2))
+def test_killed_at_a_random_moment(number, camvid_tree, tmp_path, calm, monkeypatch):
+    """Of float32 and of bfloat16; on one machine both end with exactly the same result."""
+    config = three_epochs(
+        camvid_tree, tmp_path / "run", precision=("32-true", "bf16-mixed")[number % 2]
+    )
+    expected, seconds = calm(config)
+    how = SIGNALS[number // 2 % 2]
+    delay = np.random.default_rng(number).uniform(0, seconds)
+    for attempt in range(8):
+        folder, cache = tmp_path / f"run-{attempt}", str(tmp_path / f"cache-{attempt}")
+        config = dataclasses.replace(config, output_dir=str(folder))
+        killed = KILLED.Process(target=train_quietly, args=(config.to_dict(), cache))
+        killed.start()
+        killed.join(delay)
+        if killed.exitcode is None:
+            os.kill(killed.pid, how)
+        killed.join()
+        if killed.exitcode == -how:
+            break
+        delay /= 2  # it was done before
+    assert killed.exitcode == -how
+    print(f"killed after {delay:.2f} s, left {sorted(p.name for p in folder.glob('*'))}")
+    monkeypatch.setenv("PATLIB_CACHE", cache)
+    check_restarted(config, expected)
+
+
+@pytest.mark.skipif(not CHAOS, reason="the short form is in test_study.py")
+@pytest.mark.parametrize("number", range(3))
+def test_a_grid_killed_at_a_random_moment(number, tmp_path):
+    settings = dict(dataset="synthetic", image_size=[32, 40], epochs=3, batch_size=60)
+    settings |= dict(model_params={"width": 1, "stages": 1})
+    block = dict(settings=settings, methods={"CE": {"loss": "ce"}, "PAT": {}}, seeds=[0, 1])
+    (tmp_path / "grid.yaml").write_text(json.dumps({"blocks": [block]}))
+    run_py = Path(__file__).parents[1] / "study" / "run.py"
+
+    def start(name):
+        folders = ["--records", tmp_path / name, "--runs", tmp_path / f"runs-{name}"]
+        command = [sys.executable, run_py, tmp_path / "grid.yaml", *folders, "--jobs", "2"]
+        return subprocess.Popen(command, start_new_session=True)
+
+    began = time.perf_counter()
+    assert start("calm").wait() == 0
+    seconds = time.perf_counter() - began
+    killed = start("killed")
+    try:
+        killed.wait(np.random.default_rng(number).uniform(0.3, 0.9) * seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(killed.pid, SIGNALS[number % 2])
+    assert killed.wait() == -SIGNALS[number % 2]
+    assert start("killed").wait() == 0
+    files = {path.name for path in (tmp_path / "calm").iterdir()}
+    assert files == {path.name for path in (tmp_path / "killed").iterdir()} and len(files) == 8
+    for path in (tmp_path / "calm").glob("*.json"):
+        found = RunRecord.load(tmp_path / "killed" / path.name)
+        np.testing.assert_equal(found.result, RunRecord.load(path).result)
+        npz = path.with_suffix(".npz").name
+        assert (tmp_path / "killed" / npz).read_bytes() == (tmp_path / "calm" / npz).read_bytes()
+    assert not [p for p in temporary_files(tmp_path) if p.suffix != ".lock"]

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+import patlib.losses.pat
 import patlib.training
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
 from patlib.batches import SplitTensors, draw_crops, scale_and_crop
+from patlib.checkpoints import read_checkpoint, save_checkpoint
 from patlib.data import SAMPLERS, DecodedSplit, build_dataset, count_classes, load_arrays
 from patlib.evaluation import evaluate, smallest_unsigned
 from patlib.losses import LOSSES, LDAMLoss
@@ -44,7 +46,7 @@ def with_fields(config, **fields):
 def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     record = train(config, progress=False)
     stored = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert set(stored) == {"schema", "config", "result", "provenance"}
+    assert set(stored) == {"schema", "config", "result", "provenance", "checksum"}
     assert stored["config"]["loss"] == "pat" and "data_root" not in stored["config"]
     scores = {"miou", "pixel_accuracy", "mean_accuracy", "dice_error", "iou", "confusion"}
     scores |= {"released_miou", "precision", "recall", "predicted_ratio"}
@@ -57,7 +59,7 @@ def test_record_has_what_it_says(config, tmp_path, camvid_tree):
     assert stored["result"]["class_counts"] == count_classes(dataset).tolist()
     masks = [set(target.unique().tolist()) for _, target in dataset]
     assert stored["result"]["class_images"] == [sum(c in m for m in masks) for c in range(11)]
-    wanted = {"seed", "commit", "versions", "device", "seconds", "date", "data"}
+    wanted = {"seed", "commit", "versions", "device", "seconds", "date", "data", "images_sha256"}
     assert wanted <= set(stored["provenance"])
     loaded = RunRecord.load(tmp_path / "run" / "record.json")
     np.testing.assert_equal(loaded.result["test"], record.result["test"])
@@ -184,10 +186,47 @@ def test_bfloat16_and_void_as_a_class_on_pets(config, pet_tree):
     assert record.result["class_names"] == ["body", "background", "boundary"]
 
 
-def test_exploding_loss_stops_with_its_epoch(config, tmp_path):
-    with pytest.raises(FloatingPointError, match="epoch 1"):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_loss_that_turns_nan_stops_with_step_rate_and_checkpoint(
+    config, tmp_path, monkeypatch, epoch
+):
+    pat_loss, calls = patlib.losses.pat.pat_loss, []
+
+    def nan_in_the_second_step(*args, **options):
+        calls.append(1)
+        return pat_loss(*args, **options) * (math.nan if len(calls) == 3 * epoch + 2 else 1)
+
+    monkeypatch.setattr(patlib.losses.pat, "pat_loss", nan_in_the_second_step)
+    with pytest.raises(FloatingPointError) as error:
+        train(config, progress=False)
+    path = tmp_path / "run" / "last.ckpt"
+    rate = 1e-3 * (1 + math.cos(math.pi * (3 * epoch + 1) / 9)) / 2
+    good = f"{path}, of epoch 1" if epoch else "none"
+    for said in (f"in epoch {epoch + 1}: at step 2 of 3 it was nan", f"of {rate:g}, loss=", good):
+        assert said in str(error.value)
+    if epoch:
+        assert len(read_checkpoint(path)["curves"]) == 1
+    else:
+        assert not path.exists()
+
+
+def test_exploding_loss_stops(config, tmp_path):
+    with pytest.raises(FloatingPointError, match="became (nan|inf) in epoch 1: at step [23] of 3"):
         train(with_fields(config, learning_rate=1e30), progress=False)
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_deterministic_algorithms_are_asked_for_on_cuda_only(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    states = []
+    for switch, accelerator in (("1", "cuda"), ("1", "cpu"), ("0", "cuda")):
+        monkeypatch.setenv("PATLIB_DETERMINISTIC", switch)
+        with patlib.training.convolutions(accelerator):
+            asked = torch.are_deterministic_algorithms_enabled()
+            states.append((asked, torch.backends.cudnn.benchmark))
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert states == [(True, False), (False, True), (False, True)]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_batch_larger_than_the_data_is_refused(config):
@@ -282,6 +321,7 @@ def test_two_processes_end_agree_and_write_one_record(config, tmp_path):
         ".lock",
         "last.ckpt",
         "log.csv",
+        "previous.ckpt",
         "record.json",
         "test_images.npz",
     ]
@@ -590,7 +630,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
     assert RunRecord.load(tmp_path / "x.json").config["loss"] == "pat"  # completed
     text = (tmp_path / "x.json").read_text().replace('"schema": 1', '"schema": 2')
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json: schema must be 1, got 2"):
+    with pytest.raises(ValueError, match=r"x\.json .*schema must be 1, got 2"):
         RunRecord.load(tmp_path / "x.json")
 
 
@@ -653,9 +693,9 @@ def test_what_a_killed_run_left_half_written_is_removed(config, tmp_path):
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     full = (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "beside"))
-    monkeypatch.setattr(patlib.records.tempfile, "mkstemp", lambda **_: full)
+    monkeypatch.setattr(patlib.files.tempfile, "mkstemp", lambda **_: full)
     with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
-        patlib.training.save_checkpoint(tmp_path / "last.ckpt", {"model": torch.zeros(3)})
+        save_checkpoint(tmp_path / "last.ckpt", {"model": torch.zeros(3)})
     assert not list(tmp_path.iterdir())
 
 
@@ -691,9 +731,9 @@ def test_interrupted_after_the_last_epoch_it_is_scored_and_its_seconds_add_up(
         broken.setattr(RunRecord, "save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config, progress=False)
-    checkpoint = patlib.training.read_checkpoint(tmp_path / "b" / "last.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "b" / "last.ckpt")
     checkpoint["seconds"] = {"data": 1000.0, "training": 2000.0, "all": 4000.0}
-    patlib.training.save_checkpoint(tmp_path / "b" / "last.ckpt", checkpoint)
+    save_checkpoint(tmp_path / "b" / "last.ckpt", checkpoint)
     record = train(config, progress=False)
     np.testing.assert_equal(record.result, undisturbed.result)
     seconds = record.provenance["seconds"]
@@ -804,9 +844,9 @@ def test_predictor_shifts_the_logits(config, tmp_path, camvid_tree, prior_shift)
 def test_a_checkpoint_without_priors_labels_without_shift_only(config, tmp_path, camvid_tree):
     train(with_fields(config, epochs=1), progress=False)
     path = tmp_path / "run" / "last.ckpt"
-    content = patlib.training.read_checkpoint(path)
+    content = read_checkpoint(path)
     del content["priors"]
-    patlib.training.save_checkpoint(path, content)
+    save_checkpoint(path, content)
     assert predict(path, camvid_tree / "test" / "test_1.png").shape == (36, 48)
     with pytest.raises(ValueError, match="prior_shift must be None for .*before 0.2.0"):
         Predictor(path, prior_shift={"tau": 1})

@@ -18,7 +18,7 @@ from patlib.losses import LOSSES
 from patlib.metrics import class_groups
 from patlib.plots.colors import GROUP_COLORS, class_colors, label_colors
 from patlib.plots.panels import subplots
-from patlib.records import RunRecord
+from patlib.records import RunRecord, read_images
 
 # Line styles of the weights 1/S^a, by a.
 STYLES = {0: (LOSSES["ce"].color, ":"), 0.5: ("#005f9e", "--"), 1: (LOSSES["pat"].color, "-")}
@@ -57,8 +57,8 @@ def recorded_sizes(folder: str | Path) -> dict[str, Recorded]:
         record = RunRecord.load(path.with_suffix(".json"))
         if record.config["void"] == "ignore" and record.config["split_scheme"] == "official":
             names, image_size = record.result["class_names"], record.config["image_size"]
-            with np.load(path) as arrays:
-                found[dataset] = Recorded(names, tuple(image_size), arrays["counts"][:, 1])
+            counts = read_images(path, record.images_sha256, ["counts"])["counts"]
+            found[dataset] = Recorded(names, tuple(image_size), counts[:, 1])
     return found
 
 

@@ -142,7 +142,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             )
         if (image.height, image.width) != mask.shape:
             raise ValueError(
-                f"{sample.id}: image and mask must have the same size (H x W, EXIF orientation "
+                f"{sample.mask}: image and mask must have the same size (H x W, EXIF orientation "
                 f"applied), got {image.height}x{image.width} and {mask.shape[0]}x{mask.shape[1]}"
             )
         image, mask = resize(image, self._map_labels(mask, sample), self.image_size)

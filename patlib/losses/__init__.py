@@ -7,13 +7,19 @@ regions (dice, jaccard, tversky, lovasz), which segmentation-models-pytorch comp
 
 On CUDA the first call compiles the loss with `torch.compile`, which takes seconds and saves time
 and memory afterwards. The environment variable `PATLIB_COMPILE=0` switches that off. A label that
-is no class raises a ValueError on a CPU; on CUDA and inside `torch.compile`, where looking would
-wait for the device, the loss is NaN or an assertion of the device fails, as in PyTorch.
+is no class raises a ValueError on a CPU. On CUDA, where looking waits for the device, it does with
+the environment variable `PATLIB_CHECK_LABELS=1`, for debugging; without it, and inside
+`torch.compile`, the loss is NaN or an assertion of the device fails, as in PyTorch.
 
-A mean is over the batch that the calling process has. With several processes that average their
-gradients (DDP), PAT with `normalize="images"` equals one process with the whole batch if all have
-equally many images; the losses that divide by the number of valid pixels, or by weights, equal it
-only if that number is the same in all processes.
+A mean is over the batch that the calling process has. Gradient accumulation and several processes
+that average their gradients (DDP) take the plain mean of their parts' losses. It equals the loss of
+the whole batch for PAT with `normalize="images"` if all have equally many images, and for the
+losses that divide by the number of valid pixels if all have equally many of these. Each loss says
+with which weights it equals that always.
+
+Values are finite wherever the loss of the batch, computed exactly and summed over its pixels, fits
+the type that it is computed in (float32, float64 for float64 logits); beyond, they are infinite,
+never a wrong number.
 """
 
 import inspect

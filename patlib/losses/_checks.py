@@ -1,6 +1,7 @@
 """What a loss checks before it computes: logits and labels of a batch, counts of the classes."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -192,8 +193,9 @@ def check_batch(
 
     Raises ValueError for logits that are not floating (B, L, *spatial) or whose L is not
     `num_classes`, a target that is not int64 (B, *spatial), ignore_index=255 if that is a class,
-    and on a CPU for a label that is no class. On a GPU, where looking would wait for the device,
-    and in `torch.compile` such a label makes the loss NaN or fails in an assertion of the device.
+    and on a CPU for a label that is no class. On a GPU, where looking waits for the device, it does
+    so only where the environment variable PATLIB_CHECK_LABELS is 1. Otherwise, and in
+    `torch.compile`, such a label makes the loss NaN or fails in an assertion of the device.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     if ignore_index is not None:
@@ -219,13 +221,21 @@ def check_batch(
         except RuntimeError:  # of scatter_add_: no such column
             known = None
         if known != columns.numel():
-            wrong = (target < 0) | (target >= num_classes)
-            allowed = f"in 0 ... {num_classes - 1}"
-            if ignore_index is not None:
-                wrong &= target != ignore_index
-                allowed += f" or ignore_index={ignore_index}"
-            raise ValueError(f"target must be {allowed}, got {target[wrong][0].item()}")
+            check_labels(target, num_classes, ignore_index)
+    elif not torch.compiler.is_compiling() and os.environ.get("PATLIB_CHECK_LABELS") == "1":
+        check_labels(target, num_classes, ignore_index)
     return Labels(columns, ignored, width, num_classes, counts)
+
+
+def check_labels(target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """ValueError for a label that is neither a class nor ignored."""
+    wrong = (target < 0) | (target >= num_classes)
+    allowed = f"in 0 ... {num_classes - 1}"
+    if ignore_index is not None:
+        wrong &= target != ignore_index
+        allowed += f" or ignore_index={ignore_index}"
+    if wrong.any():
+        raise ValueError(f"target must be {allowed}, got {target[wrong][0].item()}")
 
 
 def check_ignore_index(ignore_index: int | None, num_classes: int) -> None:

@@ -87,6 +87,9 @@ def blv_loss(
 
     The noise comes from PyTorch's global generator of the logits' device (`torch.manual_seed`).
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -31,6 +31,9 @@ def bms_loss(
     another τ it is the logit-adjusted loss of Menon et al., whose plain logits predict as if the
     frequencies were ∝ n^(1-τ); τ = 0 is cross-entropy.
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -64,6 +64,9 @@ def cb_loss(
     cross-entropy. By default b = (N - 1) / N therefore, with N the number of all counted pixels;
     w_c is then close to 1 / n_c.
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -27,6 +27,9 @@ def cb_focal_loss(
     p is the softmax probability of the pixel's true class y; w_c ∝ (1 - b) / (1 - b^n_c),
     mean w_c = 1. γ = 0 is `cb_loss`.
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

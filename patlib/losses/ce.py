@@ -29,6 +29,9 @@ def ce_loss(
     `torch.nn.CrossEntropyLoss(weight=w)` divides by the sum of their weights instead, so that its
     loss depends on the ratios of w only, and a batch of rare classes counts as much as any other.
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -23,6 +23,9 @@ def dice_loss(
     in the batch has the term 0, and the mean is over all L classes, present or not, as
     segmentation-models-pytorch has it.
 
+    The loss of a batch is no mean of the losses of its parts, however weighted: in gradient
+    accumulation and in several processes each part has regions of its own.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -54,6 +54,9 @@ def focal_loss(
     pixels weigh; γ = 0 is cross-entropy. w is the α of the original, one number for each class; the
     mean divides by the number of valid pixels, not by the sum of their weights (see `ce_loss`).
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -62,6 +62,9 @@ def ldam_loss(
     [-1, 1]: the authors of LDAM take s = 30, a normalised classifier (`normalized_classifier=True`
     of the networks), and deferred re-weighting (`deferred` of the Module).
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the valid pixels.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
@@ -75,6 +78,8 @@ def ldam_loss(
         ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
+
+    NaN where s · logits does not fit the type that it is computed in.
 
     Raises:
         ValueError: counts missing, negative, not finite or not L; max_margin negative, scale not

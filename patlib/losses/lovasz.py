@@ -25,8 +25,12 @@ def lovasz_loss(
 
     Classes without a pixel in the batch are left out of the mean.
 
+    The loss of a batch is no mean of the losses of its parts, however weighted: in gradient
+    accumulation and in several processes each part has regions of its own.
+
     Args:
-        logits: `(B, L, *spatial)`, any floating type, computed in float32.
+        logits: `(B, L, *spatial)`, any floating type, computed in float32: with 20 million pixels
+            the loss is within a relative 2e-4.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
         ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean"; the loss has no value for a single pixel.

@@ -25,6 +25,8 @@ def mix_loss(
     The weights are taken as they are. Losses differ in size: PAT with normalize="images" is K times
     cross-entropy where an image has K classes (take normalize="weights"), LDAM `scale` times.
 
+    Of a batch in parts it is what each of its losses is.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -159,6 +159,10 @@ def pat_loss(
     the sum over an image is then the sum, over the classes in it, of their mean losses. With
     size_exponent=0, weight="none", normalize="weights" it is cross-entropy.
 
+    Of a batch in parts, as in gradient accumulation and in several processes, the mean is that of
+    the parts' means, each weighted with its share of the images, or, with normalize="weights", of
+    Σ β / S^a. Without weights it is that only of parts with equally many images, or equal sums.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

@@ -29,6 +29,9 @@ def tversky_loss(
     segmentation-models-pytorch has it.
     α = β = 0.5 is `dice_loss`, α = β = 1 is `jaccard_loss`.
 
+    The loss of a batch is no mean of the losses of its parts, however weighted: in gradient
+    accumulation and in several processes each part has regions of its own.
+
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.

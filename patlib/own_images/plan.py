@@ -19,11 +19,11 @@ from patlib.config import RunConfig
 from patlib.data import DecodedSplit, class_sizes, load_arrays
 from patlib.data.dataset import SPLITS
 from patlib.evaluation import evaluate
+from patlib.files import write_text
 from patlib.losses import LOSSES
 from patlib.metrics import SegmentationMetrics
 from patlib.models.encoder_unet import PACKAGED
 from patlib.priors import ClassPriors
-from patlib.records import write_text
 from patlib.training import Learner, open_split, resolve_precision, save_checkpoint
 
 #: what is compared if nothing else is asked for: label -> settings of the run

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from patlib.files import write_text
 from patlib.own_images import figures
 from patlib.own_images.comparison import (
     METRICS,
@@ -20,7 +21,6 @@ from patlib.own_images.comparison import (
     verdict,
 )
 from patlib.own_images.survey import Survey, notes
-from patlib.records import write_text
 
 REPORT, SCORES = "report.html", "scores.csv"
 

@@ -25,8 +25,8 @@ from patlib.data.folder import (
     read_classes,
 )
 from patlib.data.images import open_image
+from patlib.files import write_text
 from patlib.metrics import class_groups
-from patlib.records import write_text
 
 THUMBNAIL = 16  # pixels of a side, in which images are compared
 NEAR = 0.995  # correlation of the thumbnails of near-duplicates

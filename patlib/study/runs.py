@@ -14,7 +14,7 @@ from patlib.checks import check_choice
 from patlib.config import identity
 from patlib.data import DATASETS, SegmentationDataset
 from patlib.metrics import score_groups, scores_of_counts
-from patlib.records import RunRecord
+from patlib.records import RunRecord, read_images
 from patlib.study.grids import PlannedRun, load_grid, load_records
 
 ROOT = Path(__file__).parents[2]  # of the repository, where commands are run
@@ -101,8 +101,7 @@ class Run:
         """
         stored = self.record.result[split]
         name = "counts" if split == "test" else f"{split}_counts"
-        with np.load(self.images_path) as file:
-            counts = file[name] if name in file else None
+        counts = self._read([name]).get(name)
         if counts is None:
             return dict(stored)
         groups = score_groups(self.record.result["class_counts"], self.class_images)
@@ -152,9 +151,15 @@ class Run:
                 three of the default: ``counts`` int32 (N, 3, L), true positives, true and predicted
                 pixels of each class; ``shown`` (K,), numbers of K images; ``labels`` uint8
                 (K, H, W), their predicted labels.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`patlib.records.read_images`.
         """
-        with np.load(self.images_path) as file:
-            return {name: file[name] for name in names}
+        arrays = self._read(names)
+        return {name: arrays[name] for name in names}
+
+    def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return read_images(self.images_path, self.record.images_sha256, names)
 
 
 def load_runs(

@@ -17,6 +17,7 @@ from scipy import integrate, stats
 
 from patlib.checks import check_choice, check_integer
 from patlib.metrics import class_groups
+from patlib.records import read_images
 from patlib.study.runs import Run
 from patlib.study.wording import signed
 
@@ -246,13 +247,15 @@ def _draws(num_images: int, resamples: int, block: int, seed: int) -> np.ndarray
 def _resampled_run(run: Run, resamples: int, block: int, seed: int) -> np.ndarray:
     """:func:`_resample` of a run, cached: a run is compared with several others."""
     path = run.images_path
-    return _resampled_file(path, path.stat().st_mtime_ns, resamples, block, seed)
+    state = path.stat().st_mtime_ns, run.record.images_sha256
+    return _resampled_file(path, *state, resamples, block, seed)
 
 
 @lru_cache(maxsize=512)
-def _resampled_file(path: Path, changed: int, resamples: int, block: int, seed: int) -> np.ndarray:
-    with np.load(path) as file:
-        return _resample(file["counts"], resamples, block, seed)
+def _resampled_file(
+    path: Path, changed: int, sha256: str | None, resamples: int, block: int, seed: int
+) -> np.ndarray:
+    return _resample(read_images(path, sha256, ["counts"])["counts"], resamples, block, seed)
 
 
 def mean_iou(counts: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:

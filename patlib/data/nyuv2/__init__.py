@@ -102,9 +102,26 @@ class NYUv2(SegmentationDataset):
         except OSError as error:
             raise ValueError(f"{self._mat}: not a whole HDF5 file ({error})") from error
 
+    def _check_own(self, file: h5py.File) -> None:
+        """Refuse arrays that lie in other files: HDF5 can name any file of the machine."""
+        for name in ("images", "labels"):
+            linked = name in file and not isinstance(file.get(name, getlink=True), h5py.HardLink)
+            if (
+                linked
+                or getattr(file.get(name), "external", None)
+                or (getattr(file.get(name), "is_virtual", False))
+            ):
+                raise ValueError(
+                    f"{self._mat}: its {name} must lie in the file itself, got a link to another"
+                )
+
     def _mat_splits(self) -> dict[str, list[Sample]]:
         with self._open_mat() as file:
-            images, labels = (getattr(file.get(k), "shape", None) for k in ("images", "labels"))
+            try:
+                self._check_own(file)
+                images, labels = (getattr(file.get(k), "shape", None) for k in ("images", "labels"))
+            except (OSError, RuntimeError) as error:  # of HDF5, for damaged tables of contents
+                raise ValueError(f"{self._mat}: not a whole HDF5 file ({error})") from error
         n, *size = labels or (0,)
         if images != (n, 3, *size) or len(size) != 2 or not 0 < n <= NUM_FRAMES:
             raise ValueError(

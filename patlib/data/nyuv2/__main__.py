@@ -24,7 +24,8 @@ def prepare(
 ) -> None:
     """Write the frames and their 13 classes as PNG files, in the layout that NYUv2 reads.
 
-    ``out`` appears when it is whole. (A killed process leaves a hidden folder beside it.)
+    ``out`` appears when it is whole. (A killed process leaves a hidden folder beside it, which the
+    next one removes.)
 
     Args:
         mat: the official file ``nyu_depth_v2_labeled.mat``.
@@ -57,6 +58,8 @@ def prepare(
         Image.fromarray(mask).save(beside / "labels13" / f"{sample.id}.png")
 
     with whole_folder(out) as beside, ThreadPoolExecutor(os.cpu_count()) as pool:
+        if beside is None:  # made by another process meanwhile
+            raise FileExistsError(f"out must be a new folder, got {str(out)!r}, which exists")
         for folder in ("images", "labels13"):
             (beside / folder).mkdir()
         rows = [f"{int(sample.id)},{split_of[sample]}\n" for sample in samples]
