@@ -136,7 +136,7 @@ def label_files(
     with ThreadPoolExecutor(THREADS) as pool:
         opened = _ahead(pool, open_image, (files[name] for name in todo), 2 * batch_size)
         writing: deque[Future] = deque()
-        labelled = zip(todo, predictor(opened), strict=True)
+        labelled = zip(todo, predictor.label(opened), strict=True)
         try:
             for name, labels in progress(labelled, total=len(todo), desc="labelling"):
                 writing.append(pool.submit(write, name, labels))
