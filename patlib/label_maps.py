@@ -98,7 +98,7 @@ def label_files(
 
     Args:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
-        images: files and folders, see :func:`find_images`.
+        images: files and folders, see :func:`patlib.label_maps.find_images`.
         out: the folder of the results, made if it is missing.
         overlay: also write ``NAME_overlay.jpg``.
         prior_shift, batch_size, device, model: see :class:`patlib.Predictor`.
@@ -109,7 +109,7 @@ def label_files(
 
     Raises:
         ValueError: also if ``out`` holds label maps of another network or shift.
-        FileNotFoundError: see :func:`find_images` and :func:`patlib.load_model`.
+        FileNotFoundError: see :func:`patlib.label_maps.find_images` and :func:`patlib.load_model`.
         OSError: a file cannot be written.
     """
     files = find_images(images)
