@@ -98,7 +98,7 @@ def label_files(
 
     Args:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
-        images: files and folders, see :func:`find_images`.
+        images: files and folders, see :func:`patlib.label_maps.find_images`.
         out: the folder of the results, made if it is missing.
         overlay: also write ``NAME_overlay.jpg``.
         prior_shift, batch_size, device, model: see :class:`patlib.Predictor`.
@@ -109,7 +109,7 @@ def label_files(
 
     Raises:
         ValueError: also if ``out`` holds label maps of another network or shift.
-        FileNotFoundError: see :func:`find_images` and :func:`patlib.load_model`.
+        FileNotFoundError: see :func:`patlib.label_maps.find_images` and :func:`patlib.load_model`.
         OSError: a file cannot be written.
     """
     files = find_images(images)
@@ -136,7 +136,7 @@ def label_files(
     with ThreadPoolExecutor(THREADS) as pool:
         opened = _ahead(pool, open_image, (files[name] for name in todo), 2 * batch_size)
         writing: deque[Future] = deque()
-        labelled = zip(todo, predictor(opened), strict=True)
+        labelled = zip(todo, predictor.label(opened), strict=True)
         try:
             for name, labels in progress(labelled, total=len(todo), desc="labelling"):
                 writing.append(pool.submit(write, name, labels))

@@ -164,30 +164,29 @@ class Predictor:
         """
         if isinstance(images, str | Path | Image.Image):
             raise ValueError(f"images must be an iterable of images, got one: {images!r}")
-        return self._label(iter(images))
+        return self.label(map(open_image, images))
 
-    def _label(self, images: Iterator[str | Path | Image.Image]) -> Iterator[np.ndarray]:
-        while batch := [open_image(i) for i in itertools.islice(images, self.batch_size)]:
+    def label(self, images: Iterator[Image.Image]) -> Iterator[np.ndarray]:
+        """Label images that are open: RGB, without EXIF orientation, see calling the predictor."""
+        while batch := list(itertools.islice(images, self.batch_size)):
             yield from self._label_batch(batch)
 
     @torch.no_grad()
     def _label_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
-        logits = self.model(torch.stack([self._pixels(i) for i in images]).to(self.device))
+        height, width = self.image_size
+        small = [i.resize((width, height), Image.Resampling.BILINEAR) for i in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(i) for i in small])).to(self.device)
+        # (B, H, W, 3) seen as (B, 3, H, W) *is* channels_last.
+        logits = self.model(pixels.permute(0, 3, 1, 2).float() / 255)
         if self.shift is not None:
             logits = logits - self.shift
-        sizes = [(image.height, image.width) for image in images]
-        return [
-            F.interpolate(one[None], size=size, mode="bilinear")
-            .argmax(1)[0]
-            .to("cpu", torch.uint8)
-            .numpy()
-            for one, size in zip(logits, sizes, strict=True)
-        ]
-
-    def _pixels(self, image: Image.Image) -> Tensor:
-        height, width = self.image_size
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
+        labels: list[np.ndarray] = []
+        # Neighbours of one size together: slices stay channels_last, in which argmax is fast.
+        for size, group in itertools.groupby((image.height, image.width) for image in images):
+            part = logits[len(labels) : len(labels) + len(list(group))]
+            large = F.interpolate(part, size=size, mode="bilinear")
+            labels += [*large.argmax(1).to("cpu", torch.uint8).numpy()]
+        return labels
 
 
 def predict(

@@ -17,9 +17,11 @@ import patlib.own_images.comparison
 from conftest import write_image
 from patlib import Predictor, RunConfig, cli, own_images
 from patlib.data import build_dataset, load_arrays
+from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import load_trained
 from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
+from patlib.own_images.report import EXPLAINED
 from patlib.own_images.survey import kind_of_tail, near_duplicates
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
@@ -352,6 +354,8 @@ def test_the_report_is_one_file_and_shows_names_as_text(compared):
     assert page.count("data:image/png;base64,") == 6
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert f"<p>Take {result.best}" in page
+    assert "CE: cross-entropy, the usual loss; BMS: balanced softmax" in page
+    assert EXPLAINED.keys() == LOSSES.keys()
     assert len(page) < 3_000_000
 
 

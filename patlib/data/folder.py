@@ -38,8 +38,8 @@ class Folder(SegmentationDataset):
 
     or, where the masks hold other values, ``classes: {7: road, 26: car, 20: sign}``; or, where they
     hold colours, ``classes: {"#804080": road, "#00008e": car}`` and ``void: ["#000000"]``. The
-    classes 0 ... L-1 are numbered in the order of the file. :func:`draft_classes` writes a first
-    version.
+    classes 0 ... L-1 are numbered in the order of the file.
+    :func:`patlib.data.folder.draft_classes` writes a first version.
 
     Splits are folders: ``images/train``, ``images/test`` and, if there is one,
     ``images/validation``, and the same in ``masks``. Without such folders the images, those in

@@ -1,5 +1,6 @@
 """Figures of a comparison on one's own images."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -52,14 +53,15 @@ def plot_trade_off(found: Comparison) -> Figure:
     colors, markers = method_styles(found.runs)
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     groups = found.groups
-    for method, runs in found.runs.items():
+    styles = itertools.cycle(("-", "--", "-.", ":"))
+    for (method, runs), dashes in zip(found.runs.items(), styles, strict=False):
         taus = [(s["tau"], i) for i, s in enumerate(runs[0].shifts) if "tau" in s]
         line = _head_and_tail(runs, [i for _, i in sorted(taus)], groups)
-        axis.plot(*line.T, color=colors[method], linewidth=1.4, alpha=0.8)
+        axis.plot(*line.T, color=colors[method], linewidth=1.4, linestyle=dashes)
         chosen = runs[0].shifts.index(found.shifts[method])
         ((head, tail),) = _head_and_tail(runs, [chosen], groups)
-        style = dict(color=colors[method], marker=markers[method], zorder=3)
-        axis.scatter(head, tail, s=70, edgecolor="black", label=method, **style)
+        style = dict(color=colors[method], marker=markers[method], linestyle=dashes)
+        axis.plot(head, tail, markersize=9, markeredgecolor="black", label=method, **style)
     axis.set(xlabel="head: test IoU of the commonest third (%)")
     axis.set(ylabel="tail: test IoU of the rarest third (%)")
     axis.grid(alpha=0.3)

@@ -179,8 +179,8 @@ def make_plan(
     seed no difference between losses can be told from chance.
 
     Args:
-        methods: see :func:`check_losses`.
-        settings: see :func:`shared_settings`.
+        methods: label -> settings of :class:`patlib.RunConfig` that are the method's own.
+        settings: those that all runs share, but for ``epochs``.
         output_dir: the folder of the comparison.
         budget_minutes: for everything, the report included.
         seeds: how many; None plans them.

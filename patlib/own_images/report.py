@@ -23,6 +23,22 @@ from patlib.own_images.comparison import (
 from patlib.own_images.survey import Survey, notes
 
 REPORT, SCORES = "report.html", "scores.csv"
+#: what the methods are, by the loss, for readers who do not know them
+EXPLAINED = {
+    "ce": "cross-entropy, the usual loss",
+    "focal": "Focal loss: easy pixels count less",
+    "cb": "class-balanced: cross-entropy weighted by class frequency",
+    "cb_focal": "class-balanced Focal loss",
+    "bms": "balanced softmax: cross-entropy with the class frequencies in its softmax",
+    "ldam": "larger margins for rarer classes",
+    "blv": "noise on the logits, more for rarer classes",
+    "pat": "pixel-wise adaptive training: a pixel counts more, the smaller its class in the image",
+    "dice": "overlap of regions (Dice)",
+    "jaccard": "overlap of regions (intersection over union)",
+    "tversky": "overlap of regions (Tversky)",
+    "lovasz": "overlap of regions (Lovász)",
+    "mix": "a sum of losses",
+}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
@@ -33,9 +49,10 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .wide { overflow-x: auto; } .wide img { min-width: 34rem; }
 img { width: 100%; height: auto; display: block; }
 figure { margin: 1rem 0; } figcaption { color: #444; font-size: .9rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
 """
 
@@ -120,10 +137,13 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
         "<h1>Which loss for these images?</h1>",
         f'<div class="answer">{_paragraphs(verdict(found))}</div>',
         f'<h2>Scores</h2><div class="wide">{table}</div>',
-        "<p>The shift of each loss, and the loss itself, are chosen by mIoU on the validation "
-        "images; the test images judge the choice. mIoU: mean over the classes of intersection "
-        "over union. Head, middle and tail: its means over the commonest, middle and rarest third "
-        "of the classes.</p>",
+        "<p>mIoU: mean over the classes of intersection over union. Head, middle and tail: its "
+        "means over the commonest, middle and rarest third of the classes. The shift of each loss, "
+        "and the loss itself, are chosen by mIoU on the validation images; the test images judge "
+        "the choice. A shift is added to the scores of the classes after training: τ &gt; 0 "
+        "favours rare classes, τ &lt; 0 common ones, κ takes back what the loss itself does to "
+        "rare ones.</p>",
+        f"<p>{_explain(plan.methods)}</p>",
         f"<h2>How sure is it?</h2>{parts['intervals']}",
         f"<h2>Common or rare classes?</h2>{parts['trade-off']}",
         f"<h2>Class by class</h2>{parts['classes']}",
@@ -143,6 +163,21 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
         + "\n</body></html>\n"
     )
     return write_text(folder / REPORT, page)
+
+
+def _explain(methods: Mapping[str, Mapping]) -> str:
+    """What each method is, in a sentence."""
+
+    def text(label: str, settings: Mapping) -> str:
+        params = settings.get("loss_params", {})
+        told = EXPLAINED.get(settings["loss"], settings["loss"])
+        if settings["loss"] == "mix" and "losses" in params:
+            told += " (" + ", ".join(f"{a:g} {name}" for name, a in params["losses"].items()) + ")"
+        elif params:
+            told += " (" + ", ".join(f"{k} {v}" for k, v in params.items()) + ")"
+        return f"{label}: {told}"
+
+    return html.escape("; ".join(text(*method) for method in methods.items()) + ".")
 
 
 def _paragraphs(texts: Iterable[str]) -> str:
