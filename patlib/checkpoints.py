@@ -14,7 +14,7 @@ from patlib.files import check_seal, seal_zip, write_whole
 #: the files in the folder of a run
 CHECKPOINT, PREVIOUS = "last.ckpt", "previous.ckpt"
 
-# What a checkpoint holds, and has held since 0.1.0. "priors" came in 0.2.0, "checksum" in 0.3.
+# What a checkpoint holds. "run" and "priors" came in 0.2.0, "checksum" in 0.3.
 _CONTENT = {
     "config",
     "run",
@@ -39,10 +39,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, of this version or an earlier one. Nothing that it holds is executed.
+    """Read a checkpoint, of this version or of 0.2.0. Nothing that it holds is executed.
 
-    The SHA-256 at its end is checked. A checkpoint made before 0.3 has none: of it the CRC-32 of
-    each tensor is checked.
+    The SHA-256 at its end is checked. A checkpoint made by 0.2.0 has none: of it the CRC-32 of each
+    tensor is checked.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if content.get("checksum") and not sealed:
             raise ValueError("the SHA-256 at its end is missing")
         if missing := _CONTENT - set(content):
-            raise ValueError(f"{min(missing)} is missing")
+            raise ValueError(f"{min(missing)} is missing, as in those made before 0.2.0")
     except Exception as error:  # zip, pickle and torch each have their own
         raise ValueError(
             f"{path} is not a checkpoint, or a damaged one ({error}). To go on, remove it, and "

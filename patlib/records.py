@@ -67,6 +67,8 @@ class RunRecord:
         """
         try:
             content = json.loads(Path(path).read_bytes())
+            if "schema" not in content:
+                raise ValueError("it has no schema, as those made before 0.2.0")
             if content["schema"] != SCHEMA:
                 raise ValueError(
                     f"schema must be {SCHEMA}, got {content['schema']!r}, of another version"
