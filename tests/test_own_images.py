@@ -229,7 +229,8 @@ def plan_settings(folder):
     )
 
 
-def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path):
+def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 0.1)
     plan = own_images.make_plan(METHODS, plan_settings(folder), tmp_path / "out", 0.6, seeds=2)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
     assert plan.seeds == [0, 1] and plan.settings["epochs"] >= 1
@@ -249,6 +250,7 @@ def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
         split: load_arrays(build_dataset("folder", folder, split, SIZE))
         for split in ("train", "validation", "test")
     }
+    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 1e-6)
     shown = []
     original = Learner.train_epoch
     monkeypatch.setattr(

@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 SEEDS = ((5, 2000), (3, 400), (2, 200), (1, 0))
 MAX_EPOCHS = 200
 BATCH_SIZE = 8
+MEASURED_SECONDS = 2.0  # of one kind of work
 REPORT_SECONDS = 12.0  # for figures and intervals
 PLAN = "plan.json"
 
@@ -267,7 +269,7 @@ def measure(
     """Seconds of a training step, of scoring an image, and of saving, on this machine.
 
     Only the loss differs between the methods: the first is timed in all of it, after a step that is
-    not timed; of the others, one step.
+    not timed; of the others, steps alone. A time is the median over two seconds.
 
     Args:
         configs: label -> a run of the method.
@@ -289,11 +291,11 @@ def measure(
         learner = Learner(fabric, own, batch, sizes)  # the loss knows the sizes of all images
         learner.sizes = sizes[: config.batch_size]
         if speeds:
-            step = _seconds(lambda learner=learner: learner.train_epoch(0))
+            step = _median_seconds(lambda learner=learner: learner.train_epoch(1))
             speeds[label] = {**speeds[next(iter(speeds))], "step": step}
         else:
             learner.train_epoch(0)
-            step = _seconds(lambda learner=learner: learner.train_epoch(1))
+            step = _median_seconds(lambda learner=learner: learner.train_epoch(1))
             speeds[label] = {"step": step, **_measure_rest(learner, scored, sizes, folder)}
     return speeds
 
@@ -310,7 +312,7 @@ def _measure_rest(
         with learner.fabric.autocast():
             evaluate(learner.network, images, learner.config.batch_size, metrics, **options)
 
-    image = _seconds(score) / len(images)
+    image = _median_seconds(score) / len(images)
     scored_image = _seconds(lambda: score(shifts=shifts, boundaries=True)) / len(images)
     content = {"model": learner.network.state_dict(), "optimizer": learner.optimizer.state_dict()}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -322,7 +324,15 @@ def _first(split: DecodedSplit, number: int) -> DecodedSplit:
     return split._replace(images=split.images[:number], masks=split.masks[:number])
 
 
-def _seconds(function: Any) -> float:
+def _median_seconds(function: Callable[[], Any]) -> float:
+    """Seconds of a call: the median of as many as fit into ``MEASURED_SECONDS``, at least one."""
+    taken: list[float] = []
+    while sum(taken) < MEASURED_SECONDS:
+        taken.append(_seconds(function))
+    return statistics.median(taken)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
     before = time.perf_counter()
     function()
     return time.perf_counter() - before
