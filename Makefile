@@ -29,7 +29,7 @@ bench: .venv/installed
 
 chaos: .venv/installed
 	PATLIB_CHAOS=1 $(BIN)/pytest -n logical --dist loadfile tests/test_bits.py tests/test_killed.py \
-	    tests/test_crashes.py tests/test_numbers.py
+	    tests/test_crashes.py tests/test_numbers.py tests/test_bad_parameters.py
 
 # The variable, unlike the option --constraint, takes the place of constraints that pip's own
 # configuration may name: two exact versions of one package cannot both be installed.

@@ -141,6 +141,7 @@ def compute_scores(
         truth); ``dice_error`` (1 - mean Dice; not comparable with the paper's undefined
         "Dice Err"); and for each group the mean IoU of its classes.
     """
+    counts = counts.cpu() if isinstance(counts, Tensor) else counts
     tp, true, predicted = torch.as_tensor(np.asarray(counts)).double().unbind(-2)
     iou = tp / (true + predicted - tp)  # 0 / 0 is NaN
     dice = 2 * tp / (true + predicted)

@@ -7,6 +7,7 @@ from typing import Any
 from patlib import checks
 
 _INJECTED = "# Parameters"  # the first line of the cell that papermill adds
+_TYPES = {"str": str, "bool": bool, "list": (list, tuple), "dict": dict}
 
 
 def check_parameters(namespace: Mapping[str, Any], allowed: Iterable[str]) -> dict[str, Any]:
@@ -25,34 +26,55 @@ def check_parameters(namespace: Mapping[str, Any], allowed: Iterable[str]) -> di
         name -> value of the allowed parameters.
 
     Raises:
-        ValueError: a parameter is unknown, or an allowed one is not defined.
+        ValueError: a parameter is unknown, an allowed one is not defined, or its value has another
+            type than its annotation says. None is allowed where it is the default.
     """
     allowed = list(allowed)
-    own, injected = [], []
+    own, injected = {}, {}
     for source in namespace.get("In", ()):
-        names, annotated = _assigned(source)
+        names = _assigned(source)
         if source.lstrip().startswith(_INJECTED):
             injected = names
         # At least half of the names: one of them may have been misspelled in an edit.
-        elif annotated and 2 * len(set(names).intersection(allowed)) >= len(allowed):
+        elif any(names.values()) and 2 * len(set(names).intersection(allowed)) >= len(allowed):
             own = names
     checks.check_parameters("the notebook", [*own, *injected], allowed)
     if missing := [name for name in allowed if name not in namespace]:
         raise ValueError(f"the parameters cell must define {', '.join(missing)}")
+    for name in allowed:
+        if statement := own.get(name):
+            _check_type(name, namespace[name], statement)
     return {name: namespace[name] for name in allowed}
 
 
-def _assigned(source: str) -> tuple[list[str], bool]:
-    """The names that a cell assigns if it consists of nothing else; whether one is annotated."""
+def _check_type(name: str, value: Any, statement: ast.AnnAssign) -> None:
+    """Compare a value with the annotation of the parameter, ``NAME: TYPE = DEFAULT``."""
+    optional = isinstance(statement.value, ast.Constant) and statement.value.value is None
+    if value is None and optional:
+        return
+    kind = ast.unparse(statement.annotation)
+    if kind == "int":
+        checks.check_integer(name, value)
+    elif kind == "float":
+        checks.check_number(name, value)
+    elif kind in _TYPES and not isinstance(value, _TYPES[kind]):
+        none = " or None" if optional else ""
+        raise ValueError(f"{name} must be a {kind}{none}, got {value!r}")
+
+
+def _assigned(source: str) -> dict[str, ast.AnnAssign | None]:
+    """The names that a cell assigns, if it does nothing else: with the statement if annotated."""
     try:
         body = ast.parse(source).body
     except SyntaxError:  # such as a magic
-        return [], False
-    names, annotated = [], False
+        return {}
+    names = {}
     for statement in body:
         if not isinstance(statement, ast.Assign | ast.AnnAssign):
-            return [], False
-        annotated |= isinstance(statement, ast.AnnAssign)
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names, annotated
+            return {}
+        annotated = isinstance(statement, ast.AnnAssign)
+        targets = [statement.target] if annotated else statement.targets
+        for target in targets:
+            if isinstance(target, ast.Name):
+                names[target.id] = statement if annotated else None
+    return names

@@ -71,6 +71,8 @@ class RegionLoss(SegmentationLoss):
         if self.ignore_index is not None:
             # Whatever an ignored pixel holds: 0 · ∞ is not a number.
             x = x.where((labels != self.ignore_index).unsqueeze(1), 0)
+        if logits.shape[1] == 1:  # p = 1 is right everywhere; the library refuses it for Lovász
+            return (0 * x).sum().to(dtype)
         # lovasz returns an empty tensor where no pixel is valid.
         return self.criterion(x, labels).sum().to(dtype)
 
