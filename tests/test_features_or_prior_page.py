@@ -1,0 +1,104 @@
+"""The chapter on features and prior: its words and tables follow from the counts of the records."""
+
+import numpy as np
+import pytest
+import yaml
+from chapters import Chapter
+from fake_runs import fake_record
+from figures.features_or_prior import answer, summary
+
+from patlib.priors import KINDS, STRENGTHS
+from patlib.records import RunRecord
+from patlib.study.grids import load_grid
+from patlib.study.runs import load_runs
+
+CLASSES, IMAGES = 8, 20
+
+
+def file_run(planned, folder, tail, best):
+    """A record whose mIoU is highest at τ (or κ) = ``best``, and whose tail grows with τ."""
+    fake_record(planned, folder)
+    path = folder / f"{planned.name}.json"
+    record = RunRecord.load(path)
+    record.result["class_images"] = [IMAGES] * CLASSES
+    record.save(path)
+    rng = np.random.default_rng(planned.settings["seed"])
+    true = np.full((IMAGES, CLASSES), 1000)
+    group = np.arange(CLASSES) >= CLASSES - 2
+
+    def hits(strength):
+        share = np.where(group, tail + 0.05 * strength, 0.8 - 0.2 * abs(strength - best))
+        noise = rng.normal(0, 0.002)  # of the seed
+        return (true * np.clip(share + noise, 0, 1)).astype(int)
+
+    shifts = [(kind, s) for kind in KINDS for s in STRENGTHS[kind]]
+    tp = np.stack([hits(strength) for _, strength in shifts])
+    unshifted = shifts.index(("tau", 0.0))
+    arrays = {"shift_kinds": [k for k, _ in shifts], "shift_strengths": [s for _, s in shifts]}
+    for prefix in ("", "validation_"):
+        arrays[f"{prefix}counts"] = np.stack([tp[unshifted], true, true], 1)
+        arrays[f"{prefix}shifted_tp"] = tp
+        arrays[f"{prefix}shifted_predicted"] = np.broadcast_to(true, tp.shape)
+    np.savez(folder / f"{planned.name}.npz", **arrays)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function: the runs of CE and PAT with these tails, three seeds."""
+    block = {
+        "settings": {"image_size": [32, 32], "epochs": 2},
+        "methods": {"CE": {"loss": "ce"}, "PAT": {"loss": "pat"}},
+        "seeds": [0, 1, 2],
+    }
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"blocks": [block]}))
+
+    def make(pat_tail, seeds=(0, 1, 2), ce_tail=0.3):
+        folder = tmp_path / f"records-{pat_tail}-{len(seeds)}-{ce_tail}"
+        folder.mkdir()
+        for planned in load_grid(grid):
+            if planned.settings["seed"] in seeds:
+                ce = planned.method == "CE"
+                file_run(planned, folder, ce_tail if ce else pat_tail, 0.0 if ce else -0.5)
+        return grid, folder
+
+    return make
+
+
+def test_words_follow_the_records(study):
+    higher = answer("X", load_runs(*study(0.6)), resamples=100)
+    assert "points of tail (higher, +" in higher and "more than another prior" in higher
+    lower = answer("X", load_runs(*study(0.2)), resamples=100)
+    assert "points of tail (lower, −" in lower and "without another training" in lower
+    single = answer("X", load_runs(*study(0.6, seeds=(0,))), resamples=100)
+    assert "One seed is a lead and no evidence" in single and "higher" not in single
+    assert "One seed" not in higher
+    grid, folder = study(0.5)
+    for path in folder.glob("*pat*"):
+        path.unlink()
+    assert answer("X", load_runs(grid, folder)) == "X: PAT and cross-entropy are still to run."
+
+
+def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):
+    table = summary(load_runs(*study(0.6)))
+    assert table.loc["CE", "shift"] == "τ = 0.25" or table.loc["CE", "shift"] == "τ = 0"
+    assert table.loc["PAT", "shift"] == "τ = -0.5"
+    # IoU of hits h of as many true and predicted: h / (2 - h).
+    tail = 0.6 - 0.025
+    assert table.loc["PAT", "shifted_tail"] == pytest.approx(tail / (2 - tail), abs=5e-3)
+    assert table.loc["PAT", "excess"] > 0.1 and np.isnan(table.loc["CE", "excess"])
+
+
+def test_chapter_on_these_records_and_on_none(study, tmp_path):
+    grid, folder = study(0.6)
+    page = Chapter("features_or_prior", records=str(folder), grids=[str(grid)], resamples=100)
+    rows = page.tables["features-or-prior-shifts"]
+    assert list(rows) == ["CE", "PAT"] and "→" in rows["PAT"]["tail (%)"]
+    (pat,) = page.tables["features-or-prior-excess"].values()
+    assert pat["δ (points)"].startswith("+")
+    assert pat["tail minus that of CE"].startswith("higher: +")
+    assert "more than another prior" in page.glued["features-or-prior-answer"]
+    (tmp_path / "empty").mkdir()
+    page = Chapter("features_or_prior", records=str(tmp_path / "empty"), resamples=100)
+    assert page.glued["features-or-prior-answer"] == "The runs of this chapter are still to come."
+    assert "None of the 21 runs of unet.yaml is done yet" in page.text
