@@ -20,9 +20,9 @@ from patlib.data import build_dataset, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import Trained, load_trained
+from patlib.own_images.folder import kind_of_tail, near_duplicates
 from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
 from patlib.own_images.report import EXPLAINED
-from patlib.own_images.survey import kind_of_tail, near_duplicates
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
 
@@ -476,11 +476,16 @@ def test_compare_gives_the_notebook_its_parameters(folder, tmp_path, monkeypatch
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     command = ["compare", str(folder), "--budget", "5", "--out", str(tmp_path / "o")]
     command += ["--losses", "ce", "pat", "--image_size", "32", "48", "--seeds", "2"]
+    command += ["--model", "segnet", "--model_params", "{width: 4}"]
     assert cli.main(command) == 0
     assert given["data_root"] == str(folder) and given["budget_minutes"] == 5
     assert given["losses"] == ["ce", "pat"] and given["image_size"] == [32, 48]
     known = papermill.inspect_notebook(NOTEBOOKS / "own_images.ipynb")
-    assert given.keys() <= known.keys() and "model" not in given
+    assert given.keys() <= known.keys() and given["model_params"] == {"width": 4}
+    given.clear()
+    assert cli.main(command[:6]) == 0 and given.keys() == {
+        *("data_root", "budget_minutes", "output_dir", "device"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from patlib.own_images.comparison import (
     shift_text,
     verdict,
 )
-from patlib.own_images.survey import Survey, notes
+from patlib.own_images.folder import Survey, notes
 from patlib.records import write_text
 
 REPORT, SCORES = "report.html", "scores.csv"
