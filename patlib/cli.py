@@ -82,6 +82,9 @@ def build_parser() -> ArgumentParser:
     compare.add_argument("--seeds", type=int, default=None, help="default: as many as fit")
     compare.add_argument("--model", default=None, help="default: pretrained U-Net, or SegNet")
     compare.add_argument(
+        "--model_params", type=dict, default=None, help="of the network, such as '{width: 16}'"
+    )
+    compare.add_argument(
         "--image_size", type=int, nargs=2, default=None, help="height and width in pixels"
     )
     compare.add_argument("--device", default="auto", help=", ".join(DEVICES))
@@ -154,6 +157,7 @@ def _compare(options: Namespace) -> int:
         "losses": options.losses,
         "seeds": options.seeds,
         "model": options.model,
+        "model_params": options.model_params,
         "image_size": options.image_size,
         "device": check_choice("device", options.device, DEVICES),
         "output_dir": str(out),

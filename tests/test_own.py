@@ -173,6 +173,7 @@ IMAGE, MASK = torch.rand(3, 32, 40), torch.zeros(32, 40, dtype=torch.int64)
         ({"datasets": leaves() | {"test": Leaves(2, size=(32, 48))}}, "images of one size"),
         ({"datasets": _with("test", (IMAGE, MASK.int()))}, r"datasets\['test'\]\[1\] must be an"),
         ({"datasets": _with("train", (IMAGE * 2 - 1, MASK))}, r"must be in \[0, 1\] \(normalis"),
+        ({"datasets": _with("train", (IMAGE * 255, MASK))}, r"must be in \[0, 1\] \(normalis"),
         ({"datasets": _with("train", (IMAGE, MASK - 1))}, r"labels must be 0 ... L-1, .* got -1"),
         ({"datasets": leaves() | {"test": _with("test", (IMAGE, MASK + 7))["test"]}}, "label 7"),
         ({"logger": "tensorboard"}, "logger must be a Logger of Lightning Fabric, got 'tensor"),

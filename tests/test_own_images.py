@@ -15,19 +15,20 @@ from PIL import Image
 
 import patlib.own_images.comparison
 from conftest import write_image
-from patlib import Predictor, RunConfig, cli, own_images
+from patlib import Predictor, RunConfig, RunRecord, cli, own_images
 from patlib.data import build_dataset, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
-from patlib.own_images.comparison import load_trained
+from patlib.own_images.comparison import Trained, load_trained
+from patlib.own_images.folder import kind_of_tail, near_duplicates
 from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
 from patlib.own_images.report import EXPLAINED
-from patlib.own_images.survey import kind_of_tail, near_duplicates
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
 
 NAMES = ["ground", "leaf", "<b>pole & 'post'</b>"]
 SIZE = (32, 48)
+SPLITS = ("validation", "test")
 
 
 def make_folder(root, images=20, seed=0):
@@ -284,7 +285,7 @@ def compared(tmp_path_factory):
 def small_plan(folder):
     settings = {**plan_settings(folder), "epochs": 6, "learning_rate": 0.01}
     seconds = dict.fromkeys(METHODS, 1.0)
-    return Plan(METHODS, settings, [0, 1], {}, seconds, 600.0)
+    return Plan(METHODS, settings, [0, 1], {}, seconds, 600.0, 700.0)
 
 
 def finish(found, plan, out):
@@ -390,16 +391,51 @@ def test_killed_and_started_again_it_ends_with_the_same_report(
         assert (tmp_path / "out" / name).read_text() == expected
 
 
-def test_seeds_that_would_end_late_are_left_out_for_good(compared, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("seconds", "more", "seeds", "said"),
+    [
+        (10.0, True, [0, 1, 2], ""),  # as planned: 3 seeds, 2 runs each, 60 seconds
+        (21.0, True, [0], "2 seed(s) left out"),
+        (13.0, True, [0, 1], "1 seed(s) left out"),
+        (7.0, True, [0, 1, 2, 3], "one more seed"),
+        (7.0, False, [0, 1, 2], ""),
+        (1.0, True, [0, 1, 2, 3, 4], "one more seed"),
+    ],
+)
+def test_seeds_are_left_out_or_added_as_the_time_is(
+    compared, tmp_path, monkeypatch, seconds, more, seeds, said
+):
     _, plan, _, _ = compared
-    clock = iter(range(0, 100_000, 400))  # each look at the clock is 400 seconds later
-    monkeypatch.setattr(patlib.own_images.comparison.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(patlib.own_images.comparison, "train", lambda *a, **k: None)
-    said = []
-    (tmp_path / "out").mkdir()
-    kept = own_images.train_all(plan, tmp_path / "out", say=said.append)
-    assert kept.seeds == [0] and "1 seed(s) left out" in said[-1]
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["seeds"] == [0]
+    times = dict.fromkeys(METHODS, 10.0)
+    plan = replace(plan, seeds=[0, 1, 2], run_seconds=times, training_seconds=60.0, more_seeds=more)
+    record = RunRecord({}, {}, {"seconds": {"all": seconds}})
+    monkeypatch.setattr(patlib.own_images.comparison, "train", lambda *a, **k: record)
+    lines = []
+    kept = own_images.train_all(plan, tmp_path, say=lines.append)
+    assert kept.seeds == seeds and said in lines[-1 if said != "one more seed" else 6]
+    if len(seeds) != 3:  # started again, it does the same
+        again = Plan(**json.loads((tmp_path / "plan.json").read_text()))
+        assert again == kept == own_images.train_all(again, tmp_path, say=lines.append)
+
+
+def made_up(method, better):
+    """A run of 1 class and a half: with good labels on one split, under shift 1 on that split."""
+    good, fair, bad = ([[[90, 0], [100, 0], [100, 0]]] * 4, [[[70, 0], [100, 0], [100, 0]]] * 4,
+                       [[[10, 0], [100, 0], [100, 0]]] * 4)  # fmt: skip
+    counts = {split: np.array([fair, good if split == better else bad]) for split in SPLITS}
+    result = {"class_counts": [5, 5], "class_images": [2, 2]}
+    record = RunRecord({}, result, {})
+    shifts = [{"tau": 0.0}, {"tau": 1.0}]
+    return Trained(method, 0, Path(), record, shifts, counts, np.array([0]), np.zeros((1, 2, 2)))
+
+
+def test_test_images_choose_nothing(compared):
+    """The loss that is good on test images is not chosen; its shift stays where validation is."""
+    plan = replace(compared[1], seeds=[0])
+    runs = [made_up("CE", "test"), made_up("BMS", "validation")]
+    result = own_images.compare(plan, runs, ["a", "b"])
+    assert result.best == "BMS"
+    assert result.shifts == {"CE": {"tau": 0.0}, "BMS": {"tau": 1.0}}
 
 
 def with_differences(result, verdicts, seeds=(0, 1, 2)):
@@ -440,11 +476,16 @@ def test_compare_gives_the_notebook_its_parameters(folder, tmp_path, monkeypatch
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     command = ["compare", str(folder), "--budget", "5", "--out", str(tmp_path / "o")]
     command += ["--losses", "ce", "pat", "--image_size", "32", "48", "--seeds", "2"]
+    command += ["--model", "segnet", "--model_params", "{width: 4}"]
     assert cli.main(command) == 0
     assert given["data_root"] == str(folder) and given["budget_minutes"] == 5
     assert given["losses"] == ["ce", "pat"] and given["image_size"] == [32, 48]
     known = papermill.inspect_notebook(NOTEBOOKS / "own_images.ipynb")
-    assert given.keys() <= known.keys() and "model" not in given
+    assert given.keys() <= known.keys() and given["model_params"] == {"width": 4}
+    given.clear()
+    assert cli.main(command[:6]) == 0 and given.keys() == {
+        *("data_root", "budget_minutes", "output_dir", "device"),
+    }
 
 
 @pytest.mark.parametrize(

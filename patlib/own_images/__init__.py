@@ -13,9 +13,9 @@ from patlib.own_images.comparison import (
     verdict,
 )
 from patlib.own_images.demo import write_folder
+from patlib.own_images.folder import Survey, notes, survey
 from patlib.own_images.plan import CANDIDATES, Plan, check_losses, make_plan, shared_settings
 from patlib.own_images.report import make_figures, summary_table, write_report
-from patlib.own_images.survey import Survey, notes, survey
 
 __all__ = [
     "CANDIDATES",

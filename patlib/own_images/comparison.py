@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from patlib.training import open_split, train
 RESAMPLES = 2000
 ENOUGH_STEPS = 1000  # of a run, from which nothing is said of its length
 OVERTIME = 1.05  # of the planned time; seeds that would end later are left out
+MAX_SEEDS = 5
 METRICS = {"miou": "mIoU", "head": "head", "mid": "middle", "tail": "tail"}
 
 
@@ -38,38 +38,37 @@ def train_all(
 ) -> Plan:
     """Train the runs of a plan, seed by seed, those that are finished left as they are.
 
-    If the machine is slower than it was measured, seeds that would end after the planned time are
-    left out (never the first); the plan in the folder then says so.
+    Machines are not always as fast as they were when they were measured. After each seed the
+    seconds of the runs so far are compared with the plan: seeds that would end too late are left
+    out, and as long as another one fits, it is added, unless the number of seeds was given. The
+    plan in the folder then says so. The seconds are those of the records, so that a comparison
+    that was killed goes on with the same account.
 
     Returns:
         The plan with the seeds that were run.
     """
     folder = Path(output_dir).expanduser()
-    began, spent, taken = time.perf_counter(), plan.all_seconds, []
-    for number, seed in enumerate(plan.seeds):
-        per_seed = max(taken, default=0.0)
-        rest = spent * OVERTIME - (time.perf_counter() - began)
-        done = all(_is_done(plan.config(m, seed, folder).output_dir) for m in plan.methods)
-        if number and not done and per_seed > rest:
-            left_out = len(plan.seeds) - number
-            say(f"The machine is slower than measured: {left_out} seed(s) left out.")
-            plan = replace(plan, seeds=plan.seeds[:number])
-            save_plan(plan, folder)
-            break
-        before = time.perf_counter()
+    left, done = plan.training_seconds, 0
+    while done < len(plan.seeds):
+        seed = plan.seeds[done]
+        spent = 0.0
         for method in plan.methods:
             config = plan.config(method, seed, folder)
-            if not _is_done(config.output_dir):
+            if not (Path(config.output_dir).expanduser() / RECORD).is_file():
                 ends = datetime.now() + timedelta(seconds=plan.run_seconds[method])
                 say(f"{method}, seed {seed}: until about {ends:%H:%M:%S}")
-            train(config, progress=progress)
-        if not done:
-            taken.append(time.perf_counter() - before)
+            spent += train(config, progress=progress).provenance["seconds"]["all"]
+        done += 1
+        left -= spent
+        if done < len(plan.seeds) and spent > OVERTIME * left:
+            say(f"Slower than measured: {len(plan.seeds) - done} seed(s) left out.")
+            plan = replace(plan, seeds=plan.seeds[:done], more_seeds=False)
+            save_plan(plan, folder)
+        elif done == len(plan.seeds) < MAX_SEEDS and plan.more_seeds and spent <= left:
+            say("Faster than measured: one more seed.")
+            plan = replace(plan, seeds=[*plan.seeds, max(plan.seeds) + 1])
+            save_plan(plan, folder)
     return plan
-
-
-def _is_done(folder: str) -> bool:
-    return (Path(folder) / RECORD).is_file()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from patlib.data import build_dataset
 from patlib.metrics import class_groups
 from patlib.own_images.comparison import Comparison
-from patlib.own_images.survey import Survey, class_table
+from patlib.own_images.folder import Survey, class_table
 from patlib.plots import (
     method_styles,
     plot_class_shares,

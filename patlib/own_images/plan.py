@@ -54,7 +54,9 @@ class Plan:
         seeds: of each method.
         data: fingerprint of each split.
         run_seconds: how long a run of each method should take.
+        training_seconds: how long all runs together may take.
         all_seconds: how long everything should take, the report included.
+        more_seeds: whether seeds may be added if time is left.
     """
 
     methods: dict[str, dict[str, Any]]
@@ -62,7 +64,9 @@ class Plan:
     seeds: list[int]
     data: dict[str, str]
     run_seconds: dict[str, float]
+    training_seconds: float
     all_seconds: float
+    more_seeds: bool = False
 
     def config(self, method: str, seed: int, output_dir: str | Path) -> RunConfig:
         """The configuration of a run, in a folder of its own in ``output_dir``."""
@@ -161,10 +165,10 @@ def shared_settings(
         "batch_size": min(BATCH_SIZE, images),
         "device": device,
     }
-    settings["precision"] = resolve_precision(RunConfig(**settings, precision="auto"))
-    if RunConfig(**settings).accelerator == "cpu":
-        settings["precision"] = "32-true"  # the same result on every CPU
-    return settings
+    config = RunConfig(**settings, precision="auto")
+    # On a CPU the result does not depend on which one it is.
+    precision = resolve_precision(config) if config.accelerator == "cuda" else "32-true"
+    return {**settings, "precision": precision}
 
 
 def make_plan(
@@ -202,7 +206,7 @@ def make_plan(
     reading = time.perf_counter() - before
     data = {split: part.fingerprint for split, part in arrays.items()}
     if (folder / PLAN).is_file():
-        return _planned(folder, Plan(dict(methods), dict(settings), [], data, {}, 0.0))
+        return _planned(folder, Plan(dict(methods), dict(settings), [], data, {}, 0.0, 0.0))
 
     folder.mkdir(parents=True, exist_ok=True)
     configs = {label: RunConfig(**{**settings, **own}) for label, own in methods.items()}
@@ -235,7 +239,9 @@ def make_plan(
         list(range(number)),
         data,
         run,
+        number * sum(run.values()),
         time.perf_counter() - started + number * sum(run.values()) + report,
+        more_seeds=seeds is None,
     )
     save_plan(plan, folder)
     return plan
