@@ -37,7 +37,12 @@ def _check_per_class(name: str, values: Any, num_classes: int | None) -> Tensor:
         numeric = values.dtype != torch.bool and not values.is_complex()
     else:
         # Through NumPy, because torch would read a list of floats as float32.
-        values = np.asarray(values)
+        try:
+            values = np.asarray(values)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"{name} must be a sequence of numbers, one for each class, got {values!r}"
+            ) from error
         numeric = values.dtype.kind in "iuf"
     if not numeric or values.ndim != 1 or len(values) == 0:
         raise ValueError(

@@ -7,7 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import (
+    MOST_CHANNELS,
+    check_images,
+    classifier,
+    conv_bn_relu,
+    initialise,
+    pad_images,
+)
 
 
 class AttentionGate(nn.Module):
@@ -67,8 +74,8 @@ class AttentionUNet(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 32, normalized_classifier: bool = False):
         super().__init__()
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
+        check_integer("width", width, minimum=1, maximum=MOST_CHANNELS)
         channels = [width, 2 * width, 4 * width, 8 * width, 16 * width]
         self.encoder = nn.ModuleList(
             conv_bn_relu(b, c, c) for b, c in zip([3, *channels[:-1]], channels, strict=True)

@@ -5,7 +5,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from patlib.checks import check_integer
-from patlib.models.layers import check_images, classifier, conv_bn_relu, initialise, pad_images
+from patlib.models.layers import (
+    MOST_CHANNELS,
+    check_images,
+    classifier,
+    conv_bn_relu,
+    initialise,
+    pad_images,
+)
 
 # Of each stage, as in VGG16: convolutions, and channels as multiples of the width.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -52,8 +59,8 @@ class SegNet(nn.Module):
         normalized_classifier: bool = False,
     ):
         super().__init__()
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
+        check_integer("width", width, minimum=1, maximum=MOST_CHANNELS)
         check_integer("stages", stages, minimum=1, maximum=len(CHANNELS))
         channels = [multiple * width for multiple in CHANNELS[:stages]]
         before = [3, *channels[:-1]]
