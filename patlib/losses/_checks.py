@@ -16,6 +16,9 @@ ClassCounts = Sequence[float] | np.ndarray | Tensor
 REDUCTIONS = ("mean", "sum", "none")
 # The label of ignored pixels may be one of 0 ... 255 without a pass over the target to remap it.
 MAX_LABELS = 256
+# Of parameters and of weights that are given: beyond, products with the pixels of a batch may leave
+# float32.
+MOST, MOST_WEIGHT = 1e6, 1e12
 
 
 def check_class_counts(class_counts: ClassCounts | None, num_classes: int | None = None) -> Tensor:
