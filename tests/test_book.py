@@ -102,6 +102,13 @@ def test_no_internal_reference_is_broken(site, pages):
     assert len(pages) > len(PAGES) and not broken
 
 
+def test_no_page_loads_anything_from_elsewhere(site, pages):
+    loaded = {name for page in pages.values() for name in page.loads}
+    assert loaded and not [name for name in loaded if re.match(r"(?!data:)[a-z]+:|//", name)]
+    styles = {r for page in pages.values() for r in page.references if ".css" in r or ".woff" in r}
+    assert styles and not [r for r in styles if re.match(r"[a-z]+:|//", r)]
+
+
 def test_every_image_has_a_text(pages):
     assert not {address: page.no_alt for address, page in pages.items() if page.no_alt}
 

@@ -4,14 +4,17 @@ The figures and statistics of a single chapter are in the module of its name. A 
 cell puts ``book`` on ``sys.path``, so that it can ``import figures``.
 """
 
+import html
 import importlib.util
 import inspect
 import io
+import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -109,7 +112,7 @@ def miniature(**settings) -> dict:
 
 
 def table(name: str, header: Sequence, rows: Sequence[Sequence], note: str = "") -> HTML:
-    """A table of cells that may hold HTML.
+    """A table of cells that may hold a few tags of HTML, see :func:`harmless`.
 
     Args:
         name: its id in the page.
@@ -117,13 +120,25 @@ def table(name: str, header: Sequence, rows: Sequence[Sequence], note: str = "")
         rows: the cells.
         note: what stands below, such as :func:`patlib.study.wording.seeds_note`.
     """
-    frame = pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(header))
+    cells = [[harmless(cell) for cell in row] for row in rows]
+    frame = pd.DataFrame(cells, columns=[harmless(title) for title in header])
     with pd.option_context("display.max_colwidth", None):
-        html = frame.to_html(index=False, escape=False, border=0, classes="table", table_id=name)
-    caption = f"<caption>{note}</caption>\n" if note else ""
+        shown = frame.to_html(index=False, escape=False, border=0, classes="table", table_id=name)
+    caption = f"<caption>{harmless(note)}</caption>\n" if note else ""
     return HTML(
-        html.replace(' style="text-align: right;"', "").replace("</table>", caption + "</table>")
+        shown.replace(' style="text-align: right;"', "").replace("</table>", caption + "</table>")
     )
+
+
+def harmless(cell: Any) -> str:
+    """The text of a cell as HTML in which nothing can run, whatever a file calls its classes.
+
+    Bold, code, and spans with a plain style stay as they are; all else is text.
+    """
+    text = html.escape(str(cell), quote=False)
+    text = re.sub(r"&amp;(\w+|#\d+);", r"&\1;", text)
+    style = r' style="[-\w:;#.% ]*"'
+    return re.sub(rf"&lt;(/?(?:b|code|span)|span{style})&gt;", r"<\1>", text)
 
 
 def columns_table(
@@ -152,7 +167,7 @@ def join(*parts: HTML | None) -> HTML:
 def missing_html(missing: tuple[str, str]) -> HTML:
     """What :func:`patlib.study.runs.missing_runs` says, as a paragraph."""
     sentence, command = missing
-    return HTML(f"<p>{sentence}: <code>{command}</code></p>")
+    return HTML(f"<p>{html.escape(sentence)}: <code>{html.escape(command)}</code></p>")
 
 
 def grid_table(

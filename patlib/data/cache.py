@@ -51,8 +51,8 @@ def load_arrays(
         cache_dir: folder of the cache; by default the environment variable ``PATLIB_CACHE``, else
             ``~/.cache/patlib``. Cached arrays are mapped into memory. All of an entry is compared
             with its SHA-256 each time it is opened: 1.7 s for 1 GB of images and masks, measured on
-            one core of an x86 server processor of 2023 that computes SHA-256 in hardware, and 0.1 s
-            for the training images of CamVid at 180x240. The entries of earlier versions are left
+            one core of an AMD EPYC, which computes SHA-256 in hardware, and 0.1 s for the training
+            images of CamVid at 180x240. The entries of earlier versions are left
             alone and not read.
         progress: wraps the iteration over samples while decoding, for a progress bar.
 

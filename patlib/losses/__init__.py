@@ -17,9 +17,9 @@ the whole batch for PAT with `normalize="images"` if all have equally many image
 losses that divide by the number of valid pixels if all have equally many of these. Each loss says
 with which weights it equals that always.
 
-Values are finite wherever the loss of the batch, computed exactly and summed over its pixels, fits
-the type that it is computed in (float32, float64 for float64 logits); beyond, they are infinite,
-never a wrong number.
+Parameters are at most 1e6 and given weights at most 1e12. Values are finite wherever the loss of
+the batch, computed exactly and summed over its pixels, fits the type that it is computed in
+(float32, float64 for float64 logits); beyond, they are infinite or NaN, never a wrong number.
 """
 
 import inspect

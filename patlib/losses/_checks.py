@@ -16,6 +16,9 @@ ClassCounts = Sequence[float] | np.ndarray | Tensor
 REDUCTIONS = ("mean", "sum", "none")
 # The label of ignored pixels may be one of 0 ... 255 without a pass over the target to remap it.
 MAX_LABELS = 256
+# Of parameters and of weights that are given: beyond, products with the pixels of a batch may leave
+# float32.
+MOST, MOST_WEIGHT = 1e6, 1e12
 
 
 def check_class_counts(class_counts: ClassCounts | None, num_classes: int | None = None) -> Tensor:
@@ -37,7 +40,12 @@ def _check_per_class(name: str, values: Any, num_classes: int | None) -> Tensor:
         numeric = values.dtype != torch.bool and not values.is_complex()
     else:
         # Through NumPy, because torch would read a list of floats as float32.
-        values = np.asarray(values)
+        try:
+            values = np.asarray(values)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"{name} must be a sequence of numbers, one for each class, got {values!r}"
+            ) from error
         numeric = values.dtype.kind in "iuf"
     if not numeric or values.ndim != 1 or len(values) == 0:
         raise ValueError(

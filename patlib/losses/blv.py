@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patlib.checks import check_choice, check_number
 
-from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._checks import MOST, ClassCounts, check_batch, check_class_counts, fill_absent
 from ._formula import SegmentationLoss, computed_in, cross_entropy, per_channel, reduce
 from ._fused import CHUNK, pixel_loss
 from ._prior import latin_hypercube, softmax_prior, standard_normal_quantile
@@ -148,7 +148,7 @@ class BLVLoss(SegmentationLoss):
         variation = blv_variation(class_counts)
         super().__init__(num_classes=len(variation), ignore_index=ignore_index, reduction=reduction)
         self.noise = check_choice("noise", noise, NOISES)
-        self.sigma = check_number("sigma", sigma, minimum=0)
+        self.sigma = check_number("sigma", sigma, minimum=0, maximum=MOST)
         self.register_buffer("variation", variation, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patlib.checks import check_number
 
-from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._checks import MOST, ClassCounts, check_batch, check_class_counts, fill_absent
 from ._formula import SegmentationLoss, computed_in, cross_entropy, per_channel, reduce
 from ._fused import pixel_loss
 
@@ -83,7 +83,7 @@ class BMSLoss(SegmentationLoss):
         super().__init__(
             num_classes=len(log_counts), ignore_index=ignore_index, reduction=reduction
         )
-        self.tau = check_number("tau", tau)
+        self.tau = check_number("tau", tau, minimum=-MOST, maximum=MOST)
         self.register_buffer("log_counts", log_counts, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from patlib.checks import check_choice
 
 from ._checks import (
+    MOST_WEIGHT,
     ClassCounts,
     check_class_counts,
     check_class_images,
@@ -85,6 +86,8 @@ def resolve_class_weights(
         made = class_weights(weights, class_counts, class_images)
         return weights, check_class_weights(made, num_classes)
     made = check_class_weights(weights, num_classes)
+    if (made > MOST_WEIGHT).any():
+        raise ValueError(f"class_weights must be <= {MOST_WEIGHT:g}, got {made.max().item():g}")
     return made.tolist(), made
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from patlib.checks import check_number
 
-from ._checks import ClassCounts, check_batch, check_channels
+from ._checks import MOST, ClassCounts, check_batch, check_channels
 from ._formula import SegmentationLoss, reduce, smallest_log
 from ._fused import pixel_loss
 from ._prior import pointwise_prior
@@ -21,7 +21,7 @@ from .class_weights import (
 
 
 def check_gamma(gamma: float) -> float:
-    return check_number("gamma", gamma, minimum=0)
+    return check_number("gamma", gamma, minimum=0, maximum=MOST)
 
 
 def focal(log_p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

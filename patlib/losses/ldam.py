@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patlib.checks import check_number
 
-from ._checks import ClassCounts, check_batch, check_class_counts, fill_absent
+from ._checks import MOST, ClassCounts, check_batch, check_class_counts, fill_absent
 from ._formula import (
     SegmentationLoss,
     computed_in,
@@ -38,7 +38,7 @@ def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
     Source: Cao et al., NeurIPS 2019, Eq. (13).
     """
     counts = fill_absent(check_class_counts(class_counts))
-    max_margin = check_number("max_margin", max_margin, minimum=0)
+    max_margin = check_number("max_margin", max_margin, minimum=0, maximum=MOST)
     return max_margin * (counts / counts.min()) ** -0.25
 
 
@@ -147,7 +147,7 @@ class LDAMLoss(SegmentationLoss):
         margins = ldam_margins(class_counts, max_margin)
         super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
         self.max_margin = max_margin
-        self.scale = check_number("scale", scale, above=0)
+        self.scale = check_number("scale", scale, above=0, maximum=MOST)
         self.deferred, weights = deferred, None
         if deferred is not None:
             self.deferred = check_number("deferred", deferred, above=0, below=1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from patlib.checks import check_number
 
-from ._checks import ClassCounts
+from ._checks import MOST_WEIGHT, ClassCounts
 from ._formula import SegmentationLoss
 
 DEFAULT = {"ce": 0.25, "jaccard": 0.75}
@@ -93,7 +93,8 @@ class MixLoss(SegmentationLoss):
                 f"{', '.join(map(repr, losses))}, got {params!r}"
             )
         self.losses = {
-            name: check_number(f"losses[{name!r}]", a, above=0) for name, a in losses.items()
+            name: check_number(f"losses[{name!r}]", a, above=0, maximum=MOST_WEIGHT)
+            for name, a in losses.items()
         }
         self.params = {name: dict(own) for name, own in params.items()}
         self.parts = nn.ModuleDict(

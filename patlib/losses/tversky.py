@@ -6,6 +6,7 @@ from torch import Tensor
 
 from patlib.checks import check_number
 
+from ._checks import MOST
 from ._region import RegionLoss, import_losses
 
 
@@ -35,7 +36,7 @@ def tversky_loss(
     Args:
         logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
         target: `(B, *spatial)`, int64, classes 0 ... L-1 or `ignore_index`.
-        alpha: α > 0, the weight of false positives, without unit.
+        alpha: α, > 0 and <= 1e6, the weight of false positives, without unit.
         beta: β > 0, that of false negatives.
         ignore_index: label of the pixels to leave out; None to leave out none.
         reduction: "mean"; the loss has no value for a single pixel.
@@ -77,7 +78,10 @@ class TverskyLoss(RegionLoss):
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
-        alpha, beta = check_number("alpha", alpha, above=0), check_number("beta", beta, above=0)
+        alpha, beta = (
+            check_number(name, value, above=0, maximum=MOST)
+            for name, value in (("alpha", alpha), ("beta", beta))
+        )
         criterion = import_losses("tversky").TverskyLoss(
             "multiclass", alpha=alpha, beta=beta, ignore_index=ignore_index
         )

@@ -8,10 +8,17 @@ from torch.nn import functional as F
 
 from patlib.checks import check_integer
 from patlib.models.layers import (
+<<<<<<< HEAD
     check_images,
     classifier,
     conv_bn_relu,
     crop_logits,
+=======
+    MOST_CHANNELS,
+    check_images,
+    classifier,
+    conv_bn_relu,
+>>>>>>> faults
     initialise,
     pad_images,
 )
@@ -74,8 +81,8 @@ class AttentionUNet(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 32, normalized_classifier: bool = False):
         super().__init__()
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
+        check_integer("width", width, minimum=1, maximum=MOST_CHANNELS)
         channels = [width, 2 * width, 4 * width, 8 * width, 16 * width]
         self.encoder = nn.ModuleList(
             conv_bn_relu(b, c, c) for b, c in zip([3, *channels[:-1]], channels, strict=True)

@@ -11,7 +11,11 @@ import torch
 from torch import nn
 
 from patlib.checks import check_choice, check_integer
+<<<<<<< HEAD
 from patlib.models.layers import check_images, classifier, crop_logits, pad_images
+=======
+from patlib.models.layers import MOST_CHANNELS, check_images, classifier, pad_images
+>>>>>>> faults
 
 try:
     import segmentation_models_pytorch as smp
@@ -193,7 +197,7 @@ class EncoderUNet(nn.Module):
             raise ModuleNotFoundError(
                 "unet and unetplusplus need segmentation-models-pytorch, which is not installed"
             )
-        check_integer("num_classes", num_classes, minimum=1)
+        check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
         check_choice("encoder", encoder, ENCODERS)
         packaged = PACKAGED.get(encoder)
         published = ["imagenet"]

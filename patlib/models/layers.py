@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from patlib.checks import check_choice
 
 MIN_SIZE = 32
+# Far more than any network has; beyond, the sizes of the weights are no numbers of PyTorch's.
+MOST_CHANNELS = 2**16
 
 
 def check_images(images: torch.Tensor) -> tuple[int, int]:

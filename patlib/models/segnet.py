@@ -6,10 +6,17 @@ from torch.nn import functional as F
 
 from patlib.checks import check_integer
 from patlib.models.layers import (
+<<<<<<< HEAD
     check_images,
     classifier,
     conv_bn_relu,
     crop_logits,
+=======
+    MOST_CHANNELS,
+    check_images,
+    classifier,
+    conv_bn_relu,
+>>>>>>> faults
     initialise,
     pad_images,
 )
@@ -59,8 +66,8 @@ class SegNet(nn.Module):
         normalized_classifier: bool = False,
     ):
         super().__init__()
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
+        check_integer("width", width, minimum=1, maximum=MOST_CHANNELS)
         check_integer("stages", stages, minimum=1, maximum=len(CHANNELS))
         channels = [multiple * width for multiple in CHANNELS[:stages]]
         before = [3, *channels[:-1]]
