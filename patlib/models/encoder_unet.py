@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from patlib.checks import check_choice, check_integer
-<<<<<<< HEAD
-from patlib.models.layers import check_images, classifier, crop_logits, pad_images
-=======
-from patlib.models.layers import MOST_CHANNELS, check_images, classifier, pad_images
->>>>>>> faults
+from patlib.models.layers import (
+    MOST_CHANNELS,
+    check_images,
+    classifier,
+    crop_logits,
+    pad_images,
+)
 
 try:
     import segmentation_models_pytorch as smp

@@ -6,17 +6,11 @@ from torch.nn import functional as F
 
 from patlib.checks import check_integer
 from patlib.models.layers import (
-<<<<<<< HEAD
-    check_images,
-    classifier,
-    conv_bn_relu,
-    crop_logits,
-=======
     MOST_CHANNELS,
     check_images,
     classifier,
     conv_bn_relu,
->>>>>>> faults
+    crop_logits,
     initialise,
     pad_images,
 )

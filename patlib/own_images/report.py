@@ -20,12 +20,7 @@ from patlib.own_images.comparison import (
     shift_text,
     verdict,
 )
-<<<<<<< HEAD
-from patlib.own_images.survey import Survey, notes
-=======
 from patlib.own_images.folder import Survey, notes
-from patlib.records import write_text
->>>>>>> own
 
 REPORT, SCORES = "report.html", "scores.csv"
 #: what the methods are, by the loss, for readers who do not know them
