@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from chapters import Chapter, stored_glue, stored_tables
+from fake_runs import fake_record, grid_file
 from figures import cost
 from figures.cost import plot_figure6_quantities, plot_time_memory
 
 from patlib.losses import LOSSES, CELoss, PATLoss
+from patlib.records import RunRecord
+from patlib.study.grids import load_grid
+from patlib.study.runs import load_runs
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -232,3 +236,32 @@ def test_figures_put_every_loss_where_its_record_says():
     # The line through the first dot, q1 to q3.
     low, high = time.containers[0].lines[2][0].get_segments()[0][:, 0]
     assert (low, high) == pytest.approx((9.0, 12.0))
+
+
+def test_bfloat16_is_judged_by_the_rule_of_the_protocol(tmp_path):
+    """The mean difference against the deviation of the float32 seeds, and half a point."""
+    methods = {
+        f"CE, {t}": {"loss": "ce", "epochs": 2 + (t == "bfloat16")} for t in ("float32", "bfloat16")
+    }
+    grid = grid_file(tmp_path, methods)
+
+    def judged(differences):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for planned in load_grid(grid):
+            fake_record(planned, folder)
+            path = folder / f"{planned.name}.json"
+            record, seed = RunRecord.load(path), planned.settings["seed"]
+            moved = differences[seed] if "bfloat16" in planned.method else 0
+            scores = {"miou": 0.4 + 0.01 * seed + moved, "pixel_accuracy": 0.8}
+            record.result["validation"].update(scores)
+            record.save(path)
+        return cost.precision_table("x", load_runs(grid, folder))
+
+    table, words = judged([0.02, 0.00, -0.005])  # mean 0.5 points, deviation 1.0
+    assert words == "No score differs by more than the seeds do."
+    assert "+0.5" in table.data and "1.0" in table.data
+    assert judged([0.02, 0.02, 0.02])[1].startswith("The mIoU of CE differs by more than the seeds")
+    (tmp_path / "none").mkdir()
+    words = cost.precision_table("x", load_runs(grid, tmp_path / "none"))[1]
+    assert words == "The runs in bfloat16 are still to come."

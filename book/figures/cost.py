@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
 from matplotlib.lines import Line2D
 
 from figures import ROOT, load_script, table
 from patlib.losses import LOSSES
 from patlib.plots.panels import subplots
+from patlib.study.runs import Run, by_method
+from patlib.study.wording import listing, signed
 
 common = load_script("benchmarks/common.py")
 
@@ -351,3 +355,38 @@ def statements_table(name: str, data_sets: Mapping, where: str):
         ["PAT needs much more memory than CE and Focal", "; ".join(pats)],
     ]
     return table(name, ["the paper, on a GPU", where], rows)
+
+
+def precision_table(name: str, runs: Sequence[Run]) -> tuple[HTML, str]:
+    """bfloat16 minus float32, of methods named ``LOSS, bfloat16`` and ``LOSS, float32`` in a grid.
+
+    Returns:
+        The table, in points of the validation scores, and a sentence: the rule of the protocol is
+        that the mean difference is below the standard deviation over the float32 seeds.
+    """
+    methods = by_method(run for run in runs if run.record)
+    rows, beyond = [], []
+    for loss in dict.fromkeys(method.split(", ")[0] for method in methods):
+        for metric, title in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy")):
+            fast, exact = (
+                {run.seed: run.score(metric, "validation") for run in methods.get(label, ())}
+                for label in (f"{loss}, bfloat16", f"{loss}, float32")
+            )
+            seeds = sorted(fast.keys() & exact.keys())
+            if len(seeds) < 2:
+                continue
+            difference = float(np.mean([fast[s] - exact[s] for s in seeds]))
+            deviation = float(np.std([exact[s] for s in seeds], ddof=1))
+            if abs(difference) >= max(deviation, 0.005):
+                beyond.append(f"{title} of {loss}")
+            rows.append(
+                [f"{loss}, {title}", signed(difference), f"{100 * deviation:.1f}", len(seeds)]
+            )
+    header = ["validation score", "bfloat16 − float32", "deviation over seeds", "seeds"]
+    if not rows:
+        words = "The runs in bfloat16 are still to come."
+    elif beyond:
+        words = f"The {listing(beyond)} differs by more than the seeds do: take float32."
+    else:
+        words = "No score differs by more than the seeds do."
+    return table(name, header, rows), words
