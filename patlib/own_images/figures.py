@@ -21,7 +21,7 @@ from patlib.plots import (
 )
 from patlib.study.statistics import mean_iou
 
-EXAMPLES = 3
+EXAMPLES = 2
 
 
 def plot_tail(found: Survey) -> Figure:
