@@ -13,7 +13,7 @@ into ``study/records/class_images.json``.
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,19 @@ def count_class_images(runs: Iterable[Run], data: Path) -> dict[str, list[int]]:
     return known
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="holds camvid/, nyuv2/, ...")
     parser.add_argument("--records", type=Path, default=RECORDS, help="holds runs/")
-    options = parser.parse_args()
-    runs = read_runs(options.records / "runs")
+    options = parser.parse_args(arguments)
+    try:
+        runs = read_runs(options.records / "runs")
+        counted = count_class_images(runs, options.data) if options.data else {}
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not runs:
+        parser.error(f"--records must hold runs/*.json, got {str(options.records)!r}")
     if options.data:
-        counted = count_class_images(runs, options.data)
         lines = [f' "{name}": {json.dumps(images)}' for name, images in sorted(counted.items())]
         write_text(CLASS_IMAGES, "{\n" + ",\n".join(lines) + "\n}\n")
     for table, name in ((score_table, "scores.csv"), (class_table, "class_scores.csv")):
