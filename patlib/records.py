@@ -118,8 +118,8 @@ def read_images(
 
     Args:
         path: the file ``test_images.npz`` of the run, or what it was filed as.
-        sha256: :attr:`RunRecord.images_sha256`. Of a file whose record has none the CRC-32 of each
-            array that is read is checked.
+        sha256: :attr:`patlib.RunRecord.images_sha256`. Of a file whose record has none the CRC-32
+            of each array that is read is checked.
         names: of the arrays; None for all. Those that the file does not have are left out.
 
     Raises:

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -59,12 +60,17 @@ def describe(config: RunConfig, runs: Path | None) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="holds camvid/ and nyuv2/")
     parser.add_argument("--runs", type=Path, help="finished runs, each under its own name")
     parser.add_argument("--out", type=Path, default=RECORD, help="the file (default: %(default)s)")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
+    try:
+        for name in DATASETS:
+            build_dataset(name, data_root(name, chosen.data))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
     record = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"datasets": {}}
     planned = [run for run in load_grid(GRID) if run.settings["seed"] == 0]

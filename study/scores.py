@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +128,23 @@ def write_lists(path: Path, lists: dict[str, list[int]]) -> None:
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="holds camvid/, nyuv2/, ...")
     parser.add_argument("--records", type=Path, default=RECORDS, help="holds runs/")
-    options = parser.parse_args()
-    runs = read_runs(options.records / "runs")
-    if options.data:
-        write_lists(CLASS_IMAGES, count_class_images(runs, options.data))
-        write_lists(TEST_GROUPS, count_test_groups(runs, options.data))
+    options = parser.parse_args(arguments)
+    try:
+        runs = read_runs(options.records / "runs")
+        counted = {}
+        if options.data:
+            counted[CLASS_IMAGES] = count_class_images(runs, options.data)
+            counted[TEST_GROUPS] = count_test_groups(runs, options.data)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not runs:
+        parser.error(f"--records must hold runs/*.json, got {str(options.records)!r}")
+    for path, lists in counted.items():
+        write_lists(path, lists)
     for table, name in ((score_table, "scores.csv"), (class_table, "class_scores.csv")):
         text = table(runs).to_csv(index=False, lineterminator="\n")
         print(write_text(options.records / name, text))

@@ -29,7 +29,10 @@ from patlib.losses import LOSSES, build_loss
 from patlib.models import MODELS, build_model
 
 sys.path.insert(0, str(NOTEBOOKS.parent / "study"))
+import datasets as datasets_py
+import gradients as gradients_py
 import run as run_py
+import scores as scores_py
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir(), "patlib-hypothesis"))
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -296,6 +299,18 @@ def test_running_a_grid(grid, options):
     flat = [word for pair in options for word in pair]
     path = NOTEBOOKS.parent / grid if grid.startswith("study") else grid
     refused_or_done(run_py.main, [str(path), "--dry-run", *flat])
+
+
+@cases
+@given(
+    st.sampled_from([scores_py, datasets_py, gradients_py]),
+    st.lists(st.tuples(st.sampled_from(["--data", "--records", "--root", "--x"]), arguments)),
+)
+def test_commands_of_the_study(command, options):
+    flat = [word for pair in options for word in pair]
+    # In an empty folder: what is not there is refused, before anything is written.
+    given_records = [] if command is not scores_py else ["--records", "nowhere"]
+    refused_or_done(command.main, [*flat, *given_records])
 
 
 @cases
