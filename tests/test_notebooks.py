@@ -11,6 +11,7 @@ import pytest
 import yaml
 from chapters import NOTEBOOKS, ROOT, Chapter, cells, figures, outputs, source, stored_glue, tagged
 
+import patlib
 from patlib import RunConfig
 from patlib.losses import LOSSES
 from patlib.models import MODELS
@@ -92,7 +93,9 @@ def test_first_cell_fetches_the_repository_in_colab_and_does_nothing_elsewhere(m
     exec(first, space)
     clone, install = asked
     url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
-    assert clone.startswith("git clone ") and clone.endswith(f" {url} /content/patlib")
+    # The tag of this version: book, notebooks and code are of one version.
+    assert clone.endswith(f" --branch v{patlib.__version__} {url} /content/patlib")
+    assert clone.startswith("git clone ")
     assert install.startswith("pip install ") and "/content/patlib[book]" in install
     assert "/content/patlib" in sys.path
 
