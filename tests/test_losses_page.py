@@ -232,7 +232,7 @@ def test_page_with_other_parameters(monkeypatch):
     [
         ({"gama": 1.0}, "has no parameter 'gama' .did you mean 'gamma'"),
         ({"num_classes": 2}, "num_classes must be an integer >= 3, got 2"),
-        ({"in_image": 0.0001}, "in_image must be a finite number >= 0.001"),
+        ({"in_image": 0.0001}, "in_image .of side=100. must be a finite number >= 0.001"),
         ({"elsewhere": 1.0}, "elsewhere must be a finite number > 0 and < 1, got 1"),
         ({"records": "nowhere"}, "nowhere has no losses-cpu.json"),
     ],

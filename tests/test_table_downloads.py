@@ -27,7 +27,7 @@ def shown_on(module, tmp_path, body):
 
 
 def test_tables_of_a_page_have_a_link_and_a_file(module, tmp_path):
-    rows = [["CE, <b>plain</b>", "36.1 ± 0.6"], ['"PAT" &amp; β', "a<br>b"]]
+    rows = [["CE, <b>plain</b>", "36.1 ± 0.6"], ['"PAT" &amp; β', "a <code>b</code>"]]
     first = figures.table("page-scores", ["loss", "mIoU (%)"], rows, note="Three seeds.").data
     second = figures.table("page-more", ["x"], [["1.000"]]).data
     other = '<table class="executed" id="id1"><tr><td>1</td></tr></table>'

@@ -125,7 +125,8 @@ def check_setting(setting: Setting) -> Setting:
     for name in ("in_dataset", "elsewhere"):
         check_number(name, getattr(setting, name), above=0, below=1)
     least = 10 / setting.side**2  # a tenth of it is a pixel
-    check_number("in_image", setting.in_image, minimum=least, maximum=0.5)
+    what = f"in_image (of side={setting.side})"
+    check_number(what, setting.in_image, minimum=least, maximum=0.5)
     check_number("in_images", setting.in_images, minimum=10 / NUM_IMAGES, maximum=1)
     return setting
 
