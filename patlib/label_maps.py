@@ -108,11 +108,17 @@ def label_files(
         The label maps, in the order of the images.
 
     Raises:
-        ValueError: also if ``out`` holds label maps of another network or shift.
+        ValueError: also if ``out`` holds label maps of another network or shift, or other files
+            under the names of the results, or lies in a folder of the images; or if a file is no
+            image, before anything is labelled. (One that turns out to be damaged when it is decoded
+            ends the call; what was labelled before it is kept.)
         FileNotFoundError: see :func:`patlib.label_maps.find_images` and :func:`patlib.load_model`.
         OSError: a file cannot be written.
     """
+    images = list(images)
     files = find_images(images)
+    _check_files(files.values())
+    _check_out(Path(out).expanduser(), images, files)
     predictor = Predictor(run, device, batch_size, prior_shift, model)
     out = Path(out).expanduser()
     names = predictor.class_names
@@ -156,6 +162,36 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, number
         result = futures.popleft().result()
         futures.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
         yield result
+
+
+def _check_files(files: Iterable[Path]) -> None:
+    """Refuse files that are no images: their headers are read, not their pixels."""
+    wrong = []
+    for file in files:
+        try:
+            with Image.open(file):
+                pass
+        except (OSError, ValueError):
+            wrong.append(str(file))
+    if wrong:
+        raise ValueError(
+            f"images must be images, got {len(wrong)} other file(s), the first is {wrong[0]!r}; "
+            "nothing was labelled"
+        )
+
+
+def _check_out(out: Path, images: Iterable[str | Path], names: Iterable[Path]) -> None:
+    """Refuse a folder in which results and images, or other files, could be mistaken."""
+    for given in map(Path, images):
+        folder = given.expanduser().resolve()
+        if folder.is_dir() and out.resolve().is_relative_to(folder):
+            raise ValueError(f"out must not lie in the folder of the images, got {str(out)!r}")
+    taken = [path for name in names if (path := out / f"{name}.png").exists()]
+    if taken and not (out / LEGEND).is_file():
+        raise ValueError(
+            f"out must be a folder of label maps or a new one, got {str(out)!r}, where "
+            f"{taken[0].name} is something else: there is no {LEGEND}"
+        )
 
 
 def _check_legend(

@@ -112,7 +112,8 @@ def test_predict_takes_the_shift_that_validation_chose(run, photos, tmp_path):
 
 
 def test_a_broken_image_is_named_and_those_before_it_are_kept(run, photos, tmp_path, capsys):
-    (photos / "d.png").write_bytes(b"no image")
+    whole = (photos / "b.png").read_bytes()
+    (photos / "d.png").write_bytes(whole[: len(whole) // 2])  # its header can be read
     out = tmp_path / "out"
     assert main(["predict", str(run), str(photos), "--out", str(out), "--batch_size", "1"]) == 2
     assert "d.png: the image file cannot be read" in complaint(capsys)
@@ -130,6 +131,19 @@ def test_predict_refuses_before_it_labels(run, photos, tmp_path, capsys, monkeyp
         (tmp_path / "empty").mkdir(exist_ok=True)
         assert main(["predict", str(run), *map(str, images), "--out", str(tmp_path / "out")]) == 2
         assert message in complaint(capsys)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(b"something else")
+    for out, message in {
+        photos: "out must not lie in the folder of the images, got",
+        photos / "in" / "labels": "out must not lie in the folder of the images, got",
+        tmp_path / "other": "where a.png is something else: there is no classes.json",
+    }.items():
+        assert main(["predict", str(run), str(photos), "--out", str(out)]) == 2
+        assert message in complaint(capsys)
+    (photos / "f.png").write_bytes(b"no image")
+    assert main(["predict", str(run), str(photos), "--out", str(tmp_path / "out")]) == 2
+    assert "got 1 other file(s), the first is" in complaint(capsys)
+    (photos / "f.png").unlink()
     for option in (["--prior_shift", "tau=much"], ["--batch_size", "0"]):
         command = ["predict", str(run), str(photos), "--out", str(tmp_path / "out"), *option]
         assert main(command) == 2

@@ -71,8 +71,8 @@ def test_words_follow_the_records(study):
     lower = answer("X", load_runs(*study(0.2)), resamples=100)
     assert "points of tail (lower, −" in lower and "without another training" in lower
     single = answer("X", load_runs(*study(0.6, seeds=(0,))), resamples=100)
-    assert "One seed is a lead and no evidence" in single and "higher" not in single
-    assert "One seed" not in higher
+    assert "In this one run: no shift" in single and "higher" not in single
+    assert "one run" not in higher
     grid, folder = study(0.5)
     for path in folder.glob("*pat*"):
         path.unlink()

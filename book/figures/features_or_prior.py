@@ -103,7 +103,7 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
             f"{100 * max(pat.excess, 0):.1f} points, without another training."
         )
     if seeds == 1:
-        reach += " One seed is a lead and no evidence: others may differ."
+        reach = f"In this one run: {reach[0].lower()}{reach[1:]} Other seeds may differ."
     return (
         f"{title}, {of_seeds}: each moved to the prior that validation chooses, PAT differs from "
         f"cross-entropy by {part('miou')} and {part('tail')}. {reach}"

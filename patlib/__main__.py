@@ -1,0 +1,7 @@
+"""``python -m patlib`` is the command ``patlib``."""
+
+import sys
+
+from patlib.cli import main
+
+sys.exit(main())
