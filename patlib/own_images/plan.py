@@ -102,11 +102,14 @@ def check_losses(losses: Any) -> dict[str, dict[str, Any]]:
     if losses is None:
         return dict(CANDIDATES)
     if isinstance(losses, Mapping):
+        for label, settings in losses.items():
+            if not isinstance(settings, Mapping):
+                raise ValueError(f"losses[{label!r}] must be settings, got {settings!r}")
         methods = {str(label): dict(settings) for label, settings in losses.items()}
     elif isinstance(losses, Sequence) and not isinstance(losses, str):
         methods = {}
         for name in losses:
-            if name in CANDIDATES:
+            if isinstance(name, str) and name in CANDIDATES:
                 methods[name] = CANDIDATES[name]
             else:
                 check_choice("a name in losses", name, (*LOSSES, *CANDIDATES))
