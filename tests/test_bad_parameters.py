@@ -229,7 +229,8 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_notebooks(name):
+def test_notebooks(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # own_images makes its output_dir and draws into it
     code = cells(name)
     number = next(i for i, cell in enumerate(code) if tagged(cell, "parameters"))
     own, check = source(code[number]), source(code[number + 1])

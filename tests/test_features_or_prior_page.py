@@ -22,13 +22,12 @@ def file_run(planned, folder, tail, best):
     record = RunRecord.load(path)
     record.result["class_images"] = [IMAGES] * CLASSES
     record.save(path)
-    rng = np.random.default_rng(planned.settings["seed"])
+    noise = np.random.default_rng(planned.settings["seed"]).normal(0, 0.002)  # of the seed
     true = np.full((IMAGES, CLASSES), 1000)
     group = np.arange(CLASSES) >= CLASSES - 2
 
     def hits(strength):
         share = np.where(group, tail + 0.05 * strength, 0.8 - 0.2 * abs(strength - best))
-        noise = rng.normal(0, 0.002)  # of the seed
         return (true * np.clip(share + noise, 0, 1)).astype(int)
 
     shifts = [(kind, s) for kind in KINDS for s in STRENGTHS[kind]]
@@ -81,7 +80,7 @@ def test_words_follow_the_records(study):
 
 def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):
     table = summary(load_runs(*study(0.6)))
-    assert table.loc["CE", "shift"] == "τ = 0.25" or table.loc["CE", "shift"] == "τ = 0"
+    assert table.loc["CE", "shift"] == "τ = 0"
     assert table.loc["PAT", "shift"] == "τ = -0.5"
     # IoU of hits h of as many true and predicted: h / (2 - h).
     tail = 0.6 - 0.025

@@ -64,7 +64,6 @@ def test_the_best_shift_is_chosen_on_validation(run, monkeypatch):
 
     monkeypatch.setattr("patlib.study.shifts.shift_curve", curve)
     assert best_shift([run]) == ("tau", 0.25)
-    assert best_shift([run], ["kappa"]) == ("kappa", -0.5)
 
 
 @pytest.mark.parametrize(

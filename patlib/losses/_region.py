@@ -36,8 +36,6 @@ class RegionLoss(SegmentationLoss):
     pixels on a CPU in float64. Ignored pixels count in no region, and a batch of ignored pixels
     only gives 0. `reduction` is "mean": the mean over the classes.
 
-    Args:
-        criterion: of segmentation-models-pytorch, in mode "multiclass", with this `ignore_index`.
     """
 
     #: the criterion is for float32 only
@@ -45,7 +43,6 @@ class RegionLoss(SegmentationLoss):
 
     def __init__(
         self,
-        criterion: nn.Module,
         *,
         num_classes: int | None = None,
         ignore_index: int | None = 255,
@@ -53,7 +50,11 @@ class RegionLoss(SegmentationLoss):
     ) -> None:
         check_choice("reduction", reduction, ("mean",))
         super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
-        self.criterion = criterion
+        self.criterion = self._criterion()
+
+    def _criterion(self) -> nn.Module:
+        """The loss of segmentation-models-pytorch, "multiclass", with this `ignore_index`."""
+        raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         columns, *_ = check_batch(

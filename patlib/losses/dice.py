@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._region import RegionLoss, import_losses
 
@@ -58,14 +58,5 @@ class DiceLoss(RegionLoss):
     color: ClassVar[str] = "#332288"
     marker: ClassVar[str] = "p"
 
-    def __init__(
-        self,
-        *,
-        num_classes: int | None = None,
-        ignore_index: int | None = 255,
-        reduction: str = "mean",
-    ) -> None:
-        criterion = import_losses("dice").DiceLoss("multiclass", ignore_index=ignore_index)
-        super().__init__(
-            criterion, num_classes=num_classes, ignore_index=ignore_index, reduction=reduction
-        )
+    def _criterion(self) -> nn.Module:
+        return import_losses("dice").DiceLoss("multiclass", ignore_index=self.ignore_index)

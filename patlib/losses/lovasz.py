@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._region import RegionLoss, import_losses
 
@@ -62,14 +62,5 @@ class LovaszLoss(RegionLoss):
     marker: ClassVar[str] = ">"
     in_float32: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        num_classes: int | None = None,
-        ignore_index: int | None = 255,
-        reduction: str = "mean",
-    ) -> None:
-        criterion = import_losses("lovasz").LovaszLoss("multiclass", ignore_index=ignore_index)
-        super().__init__(
-            criterion, num_classes=num_classes, ignore_index=ignore_index, reduction=reduction
-        )
+    def _criterion(self) -> nn.Module:
+        return import_losses("lovasz").LovaszLoss("multiclass", ignore_index=self.ignore_index)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from patlib.checks import check_number
 
@@ -78,14 +78,11 @@ class TverskyLoss(RegionLoss):
         ignore_index: int | None = 255,
         reduction: str = "mean",
     ) -> None:
-        alpha, beta = (
-            check_number(name, value, above=0, maximum=MOST)
-            for name, value in (("alpha", alpha), ("beta", beta))
+        self.alpha = check_number("alpha", alpha, above=0, maximum=MOST)
+        self.beta = check_number("beta", beta, above=0, maximum=MOST)
+        super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
+
+    def _criterion(self) -> nn.Module:
+        return import_losses("tversky").TverskyLoss(
+            "multiclass", alpha=self.alpha, beta=self.beta, ignore_index=self.ignore_index
         )
-        criterion = import_losses("tversky").TverskyLoss(
-            "multiclass", alpha=alpha, beta=beta, ignore_index=ignore_index
-        )
-        super().__init__(
-            criterion, num_classes=num_classes, ignore_index=ignore_index, reduction=reduction
-        )
-        self.alpha, self.beta = alpha, beta

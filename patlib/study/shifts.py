@@ -4,7 +4,7 @@ What a shift is: :mod:`patlib.priors`. Each run holds its counts over a grid of 
 and validation images, see :func:`patlib.train`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,13 +63,13 @@ def shift_curve(runs: Sequence[Run], kind: str, split: str = "test") -> pd.DataF
     return pd.DataFrame(rows).groupby("strength", as_index=False).mean()
 
 
-def best_shift(runs: Sequence[Run], kinds: Iterable[str] = KINDS) -> tuple[str, float]:
+def best_shift(runs: Sequence[Run]) -> tuple[str, float]:
     """The shift that validation chooses for a method: kind and strength.
 
     The highest validation mIoU, the mean over the runs; of equals the smallest shift.
     """
     candidates = []
-    for kind in kinds:
+    for kind in KINDS:
         curve = shift_curve(runs, kind, "validation")
         candidates += [
             (miou, -abs(strength), kind, strength)
@@ -79,7 +79,7 @@ def best_shift(runs: Sequence[Run], kinds: Iterable[str] = KINDS) -> tuple[str, 
     return kind, strength
 
 
-def excess(curve: pd.DataFrame, miou: float, tail: float, steps: int = 100) -> float:
+def excess(curve: pd.DataFrame, miou: float, tail: float) -> float:
     """By how much a pair of scores is outside what a curve of shifts reaches.
 
     The smallest δ such that a point of the curve has a mIoU of at least ``miou`` - δ and a tail of
@@ -88,9 +88,8 @@ def excess(curve: pd.DataFrame, miou: float, tail: float, steps: int = 100) -> f
     Args:
         curve: of :func:`shift_curve`; between its shifts the scores are interpolated linearly.
         miou, tail: the pair.
-        steps: points between two neighbouring shifts.
     """
-    at = np.linspace(0, len(curve) - 1, (len(curve) - 1) * steps + 1)
+    at = np.linspace(0, len(curve) - 1, 100 * (len(curve) - 1) + 1)
     reached = (np.interp(at, np.arange(len(curve)), curve[name]) for name in ("miou", "tail"))
     short = [target - scores for target, scores in zip((miou, tail), reached, strict=True)]
     return float(np.maximum(*short).min())
