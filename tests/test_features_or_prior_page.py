@@ -5,7 +5,7 @@ import pytest
 import yaml
 from chapters import Chapter
 from fake_runs import fake_record
-from figures.features_or_prior import answer, summary
+from figures.features_or_prior import answer, at_pixel_prior, class_changes, prior_words, summary
 
 from patlib.priors import KINDS, STRENGTHS
 from patlib.records import RunRecord
@@ -88,6 +88,33 @@ def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):
     assert table.loc["PAT", "excess"] > 0.1 and np.isnan(table.loc["CE", "excess"])
 
 
+def test_under_one_prior_are_the_scores_at_kappa_1(study):
+    runs = load_runs(*study(0.6))
+    table = at_pixel_prior(runs)
+    tail = 0.6 + 0.05
+    assert table.loc["PAT", "tail"] == pytest.approx(tail / (2 - tail), abs=5e-3)
+    # All of a class are found less often the further κ is from -0.5, of most classes.
+    assert table.loc["PAT", ["best_pixel_accuracy", "best_miou"]].tolist() == [0, 0]
+    assert prior_words("X", runs) == (
+        "X: PAT has its best pixel accuracy at κ = 0 (expected 0.75 to 1.25: not as expected) and "
+        "mIoU at κ = 0 (expected 0.25 to 0.75: not as expected)."
+    )
+
+
+def test_changes_of_classes_follow_the_counts(study):
+    table = class_changes(load_runs(*study(0.6)))
+    record = load_runs(*study(0.5))[0].record.result
+    pixels = np.array(record["class_counts"]) / np.sum(record["class_counts"])
+    by_name = dict(zip(record["class_names"], pixels, strict=True))
+    assert list(table.index) == sorted(by_name, key=by_name.get, reverse=True)
+    np.testing.assert_allclose(table.pixels, [by_name[name] for name in table.index])
+    # As many images hold each class: PAT's prior is flat.
+    np.testing.assert_allclose(table.weight * table.pixels, 1 / CLASSES)
+    tail = table.loc[record["class_names"][-1]]
+    assert tail.PAT - tail.CE == pytest.approx(0.6 / 1.4 - 0.3 / 1.7, abs=5e-3)
+    assert tail.PAT_shifted - tail.CE_shifted == pytest.approx(0.575 / 1.425 - 0.3 / 1.7, abs=5e-3)
+
+
 def test_chapter_on_these_records_and_on_none(study, tmp_path):
     grid, folder = study(0.6)
     page = Chapter("features_or_prior", records=str(folder), grids=[str(grid)], resamples=100)
@@ -96,6 +123,9 @@ def test_chapter_on_these_records_and_on_none(study, tmp_path):
     (pat,) = page.tables["features-or-prior-excess"].values()
     assert pat["δ (points)"].startswith("+")
     assert pat["tail minus that of CE"].startswith("higher: +")
+    assert page.tables["features-or-prior-one-prior"]["PAT"]["κ of the best mIoU"] == "0"
+    assert page.glued["features-or-prior-kappa"].count("not as expected") == 2
+    assert len(page.tables["features-or-prior-classes"]) == CLASSES
     assert "more than another prior" in page.glued["features-or-prior-answer"]
     (tmp_path / "empty").mkdir()
     page = Chapter("features_or_prior", records=str(tmp_path / "empty"), resamples=100)

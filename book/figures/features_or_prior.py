@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from patlib.metrics import scores_of_counts
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, by_method
 from patlib.study.shifts import best_shift, excess, shift_curve, shifted_counts
 from patlib.study.simultaneous import score_methods
-from patlib.study.wording import signed
+from patlib.study.wording import listing, signed
 
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
+#: score -> its name, and the κ between which the protocol expects PAT's best
+EXPECTED_KAPPA = {"pixel_accuracy": ("pixel accuracy", 0.75, 1.25), "miou": ("mIoU", 0.25, 0.75)}
 
 
 def summary(runs: Sequence[Run]) -> pd.DataFrame:
@@ -110,13 +113,83 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
     )
 
 
-def plot_trade_off(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
-    """Tail against mIoU over the shift by τ: a line for each method.
+def at_pixel_prior(runs: Sequence[Run]) -> pd.DataFrame:
+    """The scores of each method under the prior of the pixels, in [0, 1].
+
+    That is κ = 1: each loss that has a prior gives it back, and cross-entropy stays as it is.
+
+    Returns:
+        A row for each method whose loss has a prior: ``SCORES``, the means over its runs, and for
+        those that train under another prior than the pixels', ``best_pixel_accuracy`` and
+        ``best_miou``: the κ of the grid with the highest test score of each (else NaN).
+    """
+    rows = {}
+    for method, members in by_method(run for run in runs if run.record).items():
+        curve = shift_curve(members, "kappa")
+        if len(curve):
+            row = curve[np.isclose(curve.strength, 1)].iloc[0].drop("strength").to_dict()
+            for name in ("pixel_accuracy", "miou"):
+                moved = np.ptp(curve[name]) > 1e-9
+                best = curve.strength[curve[name].idxmax()] if moved else np.nan
+                row[f"best_{name}"] = best
+            rows[method] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def prior_words(title: str, runs: Sequence[Run]) -> str:
+    """Whether PAT's scores are best at the κ that the protocol expects: a sentence."""
+    table = at_pixel_prior(runs)
+    if "PAT" not in table.index:
+        return f"{title}: PAT is still to run."
+    parts = []
+    for name, (words, low, high) in EXPECTED_KAPPA.items():
+        best = table.loc["PAT", f"best_{name}"]
+        verdict = "as expected" if low <= best <= high else "not as expected"
+        parts.append(f"{words} at κ = {best:g} (expected {low:g} to {high:g}: {verdict})")
+    return f"{title}: PAT has its best {listing(parts)}."
+
+
+def class_changes(runs: Sequence[Run]) -> pd.DataFrame:
+    """Class by class, PAT beside cross-entropy: means over the seeds, IoU in [0, 1].
+
+    Returns:
+        A row for each class, the commonest first: ``pixels`` and ``images``, the shares of the
+        training pixels that are of it and of the training images that hold it; ``weight``, the
+        prior that PAT trains under, m / Σ m, over that of the pixels, n / Σ n; ``CE`` and ``PAT``,
+        test IoU as trained; ``CE_shifted`` and ``PAT_shifted``, at the shift that validation
+        chooses. Empty without runs of both.
+    """
+    done = by_method(run for run in runs if run.record)
+    if not {"CE", "PAT"} <= done.keys():
+        return pd.DataFrame()
+    first = done["PAT"][0]
+    n = np.array(first.record.result["class_counts"], dtype=float)
+    m = np.array(first.class_images, dtype=float)
+    table = pd.DataFrame(
+        {
+            "pixels": n / n.sum(),
+            "images": m / first.record.provenance["num_images"]["train"],
+            "weight": (m / m.sum()) / (n / n.sum()),
+        },
+        index=first.record.result["class_names"],
+    )
+    for method in ("CE", "PAT"):
+        chosen = best_shift(done[method])
+        for name, shift in ((method, ("tau", 0.0)), (f"{method}_shifted", chosen)):
+            runs_of = done[method]
+            iou = [scores_of_counts(shifted_counts(run, *shift), {})["iou"] for run in runs_of]
+            table[name] = np.mean(np.array(iou, dtype=float), axis=0)
+    return table.sort_values("pixels", ascending=False)
+
+
+def plot_trade_off(panels: Mapping[str, Sequence[Run]], x: str = "miou") -> Figure | None:
+    """Tail against mIoU, or the head, over the shift by τ: a line for each method.
 
     A large mark is the method as trained, an open ring the shift that validation chooses.
 
     Args:
         panels: title -> runs; methods without a record are left out.
+        x: ``"miou"`` or ``"head"``.
 
     Returns:
         The figure, or None if nothing was run.
@@ -131,16 +204,17 @@ def plot_trade_off(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
         for method, members in methods.items():
             curve = 100 * shift_curve(members, "tau").set_index("strength")
             style = dict(color=colors[method], label=method)
-            axis.plot(curve.miou, curve["tail"], linewidth=2, **style)
+            axis.plot(curve[x], curve["tail"], linewidth=2, **style)
             start = curve.loc[0.0]
             axis.scatter(
-                start["miou"], start["tail"], s=70, color=colors[method], marker=markers[method]
+                start[x], start["tail"], s=70, color=colors[method], marker=markers[method]
             )
             kind, strength = best_shift(members)
             chosen = 100 * shift_curve(members, kind).set_index("strength").loc[strength]
             ring = dict(facecolors="none", edgecolors=colors[method], linewidths=2)
-            axis.scatter(chosen["miou"], chosen["tail"], s=150, **ring)
-        axis.set(title=title, xlabel="test mIoU (%)", ylabel="test IoU of the tail (%)")
+            axis.scatter(chosen[x], chosen["tail"], s=150, **ring)
+        name = {"miou": "test mIoU (%)", "head": "test IoU of the head (%)"}[x]
+        axis.set(title=title, xlabel=name, ylabel="test IoU of the tail (%)")
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -172,4 +246,30 @@ def plot_pixel_accuracy(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_class_changes(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
+    """IoU of PAT minus that of cross-entropy, over how much more PAT weighs the class."""
+    tables = {title: class_changes(runs) for title, runs in panels.items()}
+    tables = {title: table for title, table in tables.items() if len(table)}
+    if not tables:
+        return None
+    figure, axes = subplots(len(tables), 1, 4.6 * len(tables))
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
+        for suffix, label, fill in (("", "as trained", True), ("_shifted", "both shifted", False)):
+            change = 100 * (table[f"PAT{suffix}"] - table[f"CE{suffix}"])
+            color = "#332288" if fill else "#cc5f00"
+            style = dict(facecolors=color if fill else "none", edgecolors=color, s=60, label=label)
+            axis.scatter(table.weight, change, linewidths=2, **style)
+            if fill:
+                for name, x, y in zip(table.index, table.weight, change, strict=True):
+                    where = dict(xytext=(5, 4), textcoords="offset points", fontsize=9)
+                    axis.annotate(name, (x, y), **where)
+        axis.axhline(0, color="black", linestyle="--", linewidth=1)
+        axis.set(title=title, xscale="log", ylabel="IoU of PAT minus CE (points)")
+        axis.margins(x=0.15)  # room for the names
+        axis.set_xlabel("share of the class in PAT's prior, over its share of the pixels")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
