@@ -56,7 +56,7 @@ def fake_record(planned, folder, bonus=0.0, validation=None, images=20, tested="
         provenance=dict(
             device="cpu",
             seconds=dict(data=1.0, training=50.0, all=60.0),
-            data=dict(test=tested),
+            data=dict(train="same", test=tested),
             num_images=dict(train=9, validation=3, test=images),
         ),
     )

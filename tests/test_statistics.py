@@ -13,7 +13,6 @@ import torch
 import yaml
 from chapters import figures
 from fake_runs import counts, fake_record, grid_file
-from figures.baselines import rank, recommend
 from scipy import stats
 
 from patlib import RunConfig
@@ -334,30 +333,6 @@ def test_a_tuned_method_is_chosen_on_validation_and_only_when_all_have_run(tmp_p
     assert [run.seed for run in kept] == [0, 1]
     assert chosen_settings(kept[0], cells) == "gamma 1.0"
     assert choose_candidates(kept) == kept
-
-
-def test_ranking_names_the_best_and_what_cannot_be_separated_from_it(tmp_path):
-    methods = {name: {"loss": loss} for name, loss in (("CE", "ce"), ("PAT", "pat"), ("CB", "cb"))}
-    grid = grid_file(tmp_path, methods)
-    planned = load_grid(grid)
-    bonus = {"CE": 0.0, "PAT": 0.1, "CB": 0.1}
-    for p in planned:
-        if p.method != "CB":
-            fake_record(p, tmp_path, bonus[p.method])
-    assert rank(load_runs(grid, tmp_path)) is None  # not before every method has runs
-    assert "no answer yet" in recommend({}, "miou")
-    for p in planned:
-        if p.method == "CB":  # PAT's own counts
-            twin = next(q for q in planned if q.method == "PAT" and q.settings["seed"] == 0)
-            for suffix in (".json", ".npz"):
-                data = (tmp_path / f"{twin.name}{suffix}").read_bytes()
-                (tmp_path / f"{p.name}{suffix}").write_bytes(data)
-    row = rank(load_runs(grid, tmp_path), resamples=200)
-    assert row["miou"]["equals"] == ["PAT", "CB"] and row["seeds"] == 3
-    assert row["miou"]["pat"].verdict == "higher"
-    assert "PAT and CB are the best, or not shown to be worse" in recommend({"x": row}, "miou")
-    other = {**row, "miou": {**row["miou"], "best": "CE", "equals": ["CE"]}}
-    assert "no loss is the best" in recommend({"x": row, "y": other}, "miou")
 
 
 def test_a_benchmark_is_named_by_what_differs_from_the_usual():

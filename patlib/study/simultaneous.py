@@ -33,7 +33,7 @@ from patlib.study.statistics import GROUPS, mean_iou
 
 CONFIDENCE = 0.95
 FEWEST_GROUPS = 20  # of test images, to draw whole groups; else blocks of neighbours are drawn
-BLOCK = 20  # neighbouring images that are drawn together then
+BLOCK = 20  # neighbouring images that are drawn together then, at most half of a group
 DRAWS = 20_000  # of the largest error
 
 
@@ -295,9 +295,10 @@ def group_weights(
         return np.repeat(drawn, sizes, axis=1).astype(float), len(sizes)
     parts, blocks = [], 0
     for size in sizes:
-        number = math.ceil(size / BLOCK)
+        block = min(BLOCK, max(1, size // 2))  # at least two
+        number = math.ceil(size / block)
         starts = rng.integers(size, size=(resamples, number, 1))
-        drawn = ((starts + np.arange(BLOCK)) % size).reshape(resamples, -1)[:, :size]
+        drawn = ((starts + np.arange(block)) % size).reshape(resamples, -1)[:, :size]
         parts.append(np.stack([np.bincount(row, minlength=size) for row in drawn]))
         blocks += number
     return np.concatenate(parts, 1).astype(float), blocks

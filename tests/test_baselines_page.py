@@ -1,0 +1,159 @@
+"""Against the baselines: its words and verdicts follow from the records."""
+
+import json
+
+import numpy as np
+import pytest
+from chapters import Chapter
+from fake_runs import fake_record, grid_file
+from figures import baselines as chapter
+
+from patlib.records import RunRecord
+from patlib.study.grids import load_grid
+from patlib.study.runs import load_runs
+
+METHODS = {
+    "CE": {"loss": "ce"},
+    "PAT": {"loss": "pat"},
+    "CB": {"loss": "cb"},
+    "LDAM": {"loss": "ldam"},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function: the runs with records in which methods are better than CE by a bonus."""
+
+    def make(bonus, seeds=(0, 1, 2), epochs=20, curve=None):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        grid = grid_file(folder, METHODS, seeds=seeds, epochs=epochs)
+        for planned in load_grid(grid):
+            if planned.method in bonus:
+                fake_record(planned, folder, bonus[planned.method], images=40)
+                if curve is not None:
+                    path = folder / f"{planned.name}.json"
+                    record = RunRecord.load(path)
+                    record.result["curves"]["validation_miou"] = list(curve)
+                    record.save(path)
+        return load_runs(grid, folder)
+
+    return make
+
+
+def test_verdicts_and_words_follow_the_scores(study):
+    runs = study({"CE": 0.0, "PAT": 0.1, "CB": -0.1})
+    found = chapter.Judged(runs, resamples=300)
+    assert found.methods == ["CE", "PAT", "CB"] and found.seeds == 3
+    for metric in ("miou", "tail"):
+        assert found.verdict("PAT", metric) == "higher" and found.verdict("CB", metric) == "lower"
+        assert found.verdict("LDAM", metric) is None  # not run
+        assert found.may_be_best[metric] == ["PAT"]
+        by_method = {
+            m: np.mean([run.score(metric) for run in runs if run.record and run.method == m])
+            for m in ("CE", "PAT")
+        }
+        difference = found.contrasts[metric]["PAT"].mean
+        assert difference == pytest.approx(by_method["PAT"] - by_method["CE"], abs=1e-9)
+    said = chapter.answer({"here": found}, "miou")
+    assert said.startswith("The mIoU of PAT is higher than that of cross-entropy on here (+")
+    assert "lower than that of cross-entropy on here (−" in chapter.answer(
+        {"here": found}, "tail", "CB"
+    )
+    other = chapter.Judged(study({"CE": 0.1, "PAT": 0.0, "CB": -0.1}), resamples=300)
+    assert "PAT is not shown to be lower than any other on here" in chapter.recommend(
+        {"here": found}, "miou"
+    )
+    both = chapter.recommend({"here": found, "there": other}, "miou")
+    assert "no loss may be the best on all of here and there: on here PAT; on there CE" in both
+
+
+def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
+    found = chapter.Judged(study({"CE": 0.0, "PAT": 0.0}, seeds=range(8)), resamples=300)
+    assert found.verdict("PAT", "miou") in ("equal", "not distinguishable")
+    assert set(found.may_be_best["miou"]) == {"CE", "PAT"}
+
+
+def test_a_single_seed_is_not_judged(study):
+    found = chapter.Judged(study({"CE": 0.0, "PAT": 0.1}, seeds=[0]), resamples=50)
+    assert found.verdict("PAT", "miou") == "not judged" and found.may_be_best["miou"] == []
+    assert chapter.text(found.contrasts["miou"]["PAT"], "miou").startswith("not judged: +")
+    assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
+    assert "is not decided yet" in chapter.recommend({"x": found}, "miou")
+    assert chapter.plot_contrasts({"x": found}) is not None
+
+
+def test_nothing_to_compare(study):
+    found = chapter.Judged(study({"PAT": 0.1}), resamples=50)
+    assert not found.contrasts and chapter.plot_contrasts({"x": found}) is None
+    assert chapter.answer({"x": found}, "miou") == "PAT and cross-entropy are still to run"
+    assert chapter.Judged(study({}), resamples=50).seeds == 0
+
+
+def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
+    runs = study({"CE": 0.0, "PAT": 0.02})
+    failing = study({"CE": 0.0, "PAT": 0.02, "LDAM": 0.0})
+    for run in failing:
+        if run.method == "LDAM" and run.seed == 1:
+            run.record.result["test"]["miou"] = 0.01
+            images = dict(np.load(run.images_path))
+            images["counts"][:, 0] = 0
+            np.savez(run.images_path, **images)
+    alone = chapter.Judged(runs, resamples=300).contrasts["miou"]["PAT"]
+    apart = chapter.Judged(failing, ["LDAM"], resamples=300).contrasts["miou"]["PAT"]
+    pooled = chapter.Judged(failing, resamples=300).contrasts["miou"]["PAT"]
+    assert (apart.low, apart.high) == (alone.low, alone.high)
+    assert pooled.high - pooled.low > 3 * (alone.high - alone.low)
+    assert "LDAM fails on some seeds" in chapter.left_out({"x": failing}, ["LDAM"])
+    assert chapter.left_out({"x": runs}, ["LDAM"]) == ""
+
+
+def test_curves_that_still_rise_are_named(study):
+    rising = 0.3 + 0.004 * np.arange(20)  # 0.8 points over the last two epochs
+    runs = study({"CE": 0.0}, curve=rising)
+    assert chapter.rises(runs)["CE"] == pytest.approx(0.008)
+    assert "here: CE" in chapter.not_flat({"here": runs})
+    flat = study({"CE": 0.0}, curve=np.full(20, 0.3))
+    assert chapter.not_flat({"here": flat}).startswith("No curve rises")
+    assert chapter.not_flat({}) == "Nothing was run yet."
+
+
+def test_classes_that_gain_and_lose(study):
+    runs = study({"CE": 0.0, "PAT": 0.0})
+    for run in runs:
+        if run.record and run.method == "PAT":
+            iou = np.array(
+                next(r for r in runs if (r.method, r.seed) == ("CE", run.seed)).score("iou")
+            )
+            run.record.result["test"]["iou"] = (
+                iou + np.array([-0.2, 0, 0, 0, 0, 0, 0.05, 0.3])
+            ).tolist()
+    names = runs[0].record.result["class_names"]
+    said = chapter.gains_and_losses(runs)
+    assert said == f"gain: {names[7]} +30.0 and {names[6]} +5.0; lose: {names[0]} −20.0"
+    assert chapter.gains_and_losses([]) == "not run"
+
+
+def test_calibration_is_read_from_its_file(tmp_path):
+    path = tmp_path / "calibration.json"
+    found = {"all_intervals_hold": 0.955, "wrong_sign": 0.0025, "best_is_kept": 1.0}
+    path.write_text(json.dumps({"X": {"3": found}}))
+    assert chapter.calibration(path) == [["X", "3", "95.5", "0.2", "100.0"]]
+
+
+def test_the_paper_and_its_code_need_no_records_for_the_tables_of_the_paper(tmp_path):
+    page = Chapter("paper_and_code", records=str(tmp_path))
+    assert page.glued["paper-and-code-bms-words"] == ""
+    assert "None of the 88 runs of table1.yaml is done yet" in page.text
+    assert 0 < page.glued["paper-and-code-paper-disagree"]
+
+
+def test_history_of_the_lengths(tmp_path):
+    grid = grid_file(tmp_path, {"A": {"loss": "ce"}, "B": {"loss": "pat"}}, seeds=[0], epochs=5)
+    for planned in load_grid(grid):
+        fake_record(planned, tmp_path, 0.1 * (planned.method == "B"))
+    runs = load_runs(grid, tmp_path)
+    ((where, miou, gain, *_),) = chapter.lengths(runs)
+    ce, pat = (100 * run.score("miou") for run in runs)
+    assert where.endswith(", 5") and miou == f"{ce:.1f} → {pat:.1f}"
+    assert gain == f"+{pat - ce:.1f}" and chapter.lengths(runs[:1]) == []
