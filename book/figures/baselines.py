@@ -153,7 +153,7 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
     figure, axes = subplots(
         len(judged),
         len(MARGINS),
-        0.27 * sum(heights) + 0.75 * len(judged),
+        0.27 * sum(heights) + 0.6 * len(judged) + 0.9,
         height_ratios=[height + 0.5 for height in heights],
         sharey="row",
         sharex="col",
@@ -173,11 +173,10 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
             axis.axvspan(-margin, margin, color="#e3e3e3", zorder=0)
             axis.grid(axis="x", alpha=0.3)
         row[0].set(yticks=range(len(contrasts)), yticklabels=[c.method for c in contrasts])
-        row[0].set_ylabel(title.replace(", ", ",\n"))
         row[0].set_ylim(len(contrasts) - 0.5, -0.6)
-    for axis, metric in zip(axes[0], MARGINS, strict=True):
-        axis.set_title(NAMES[metric])
-    figure.supxlabel("difference from CE (percentage points)", fontsize=10)
+        row[0].set_title(title, loc="left", fontsize=11)
+    for axis, metric in zip(axes[-1], MARGINS, strict=True):
+        axis.set_xlabel(f"{NAMES[metric]} minus that of CE (points)")
     mark = dict(marker="o", linestyle="", markersize=7, color="black")
     handles = [
         Line2D([], [], label="higher or lower", **mark),

@@ -190,10 +190,11 @@ def plot_validation(panels: Mapping[str, Iterable[Run]], ncols: int = 3) -> Figu
     curves["validation_miou"] = 100 * curves["validation_miou"].astype(float)
     colors, markers = method_styles(curves["method"])
     titles = curves["panel"].unique()
+    rows = -(-len(titles) // ncols)
     figure, axes = plt.subplots(
-        -(-len(titles) // ncols),
+        rows,
         min(ncols, len(titles)),
-        figsize=(9, 3.6),
+        figsize=(9, 1.2 + 2.4 * rows),
         squeeze=False,
         layout="constrained",
     )
