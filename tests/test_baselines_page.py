@@ -48,12 +48,12 @@ def test_verdicts_and_words_follow_the_scores(study):
     for metric in ("miou", "tail"):
         assert found.verdict("PAT", metric) == "higher" and found.verdict("CB", metric) == "lower"
         assert found.verdict("LDAM", metric) is None  # not run
-        assert found.may_be_best[metric] == ["PAT"]
+        assert found.may_be_best(metric) == ["PAT"]
         by_method = {
             m: np.mean([run.score(metric) for run in runs if run.record and run.method == m])
             for m in ("CE", "PAT")
         }
-        difference = found.contrasts[metric]["PAT"].mean
+        difference = found.against(metric)["PAT"].mean
         assert difference == pytest.approx(by_method["PAT"] - by_method["CE"], abs=1e-9)
     said = chapter.answer({"here": found}, "miou")
     assert said.startswith("The mIoU of PAT is higher than that of cross-entropy on here (+")
@@ -71,13 +71,13 @@ def test_verdicts_and_words_follow_the_scores(study):
 def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
     found = chapter.Judged(study({"CE": 0.0, "PAT": 0.0}, seeds=range(8)), resamples=300)
     assert found.verdict("PAT", "miou") in ("equal", "not distinguishable")
-    assert set(found.may_be_best["miou"]) == {"CE", "PAT"}
+    assert set(found.may_be_best("miou")) == {"CE", "PAT"}
 
 
 def test_a_single_seed_is_not_judged(study):
     found = chapter.Judged(study({"CE": 0.0, "PAT": 0.1}, seeds=[0]), resamples=50)
-    assert found.verdict("PAT", "miou") == "not judged" and found.may_be_best["miou"] == []
-    assert chapter.text(found.contrasts["miou"]["PAT"], "miou").startswith("not judged: +")
+    assert found.verdict("PAT", "miou") == "not judged" and found.may_be_best("miou") == []
+    assert chapter.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
     assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
     assert "is not decided yet" in chapter.recommend({"x": found}, "miou")
     assert chapter.plot_contrasts({"x": found}) is not None
@@ -85,7 +85,7 @@ def test_a_single_seed_is_not_judged(study):
 
 def test_nothing_to_compare(study):
     found = chapter.Judged(study({"PAT": 0.1}), resamples=50)
-    assert not found.contrasts and chapter.plot_contrasts({"x": found}) is None
+    assert not found.against("miou") and chapter.plot_contrasts({"x": found}) is None
     assert chapter.answer({"x": found}, "miou") == "PAT and cross-entropy are still to run"
     assert chapter.Judged(study({}), resamples=50).seeds == 0
 
@@ -99,9 +99,9 @@ def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
             images = dict(np.load(run.images_path))
             images["counts"][:, 0] = 0
             np.savez(run.images_path, **images)
-    alone = chapter.Judged(runs, resamples=300).contrasts["miou"]["PAT"]
-    apart = chapter.Judged(failing, ["LDAM"], resamples=300).contrasts["miou"]["PAT"]
-    pooled = chapter.Judged(failing, resamples=300).contrasts["miou"]["PAT"]
+    alone = chapter.Judged(runs, resamples=300).against("miou")["PAT"]
+    apart = chapter.Judged(failing, ["LDAM"], resamples=300).against("miou")["PAT"]
+    pooled = chapter.Judged(failing, resamples=300).against("miou")["PAT"]
     assert (apart.low, apart.high) == (alone.low, alone.high)
     assert pooled.high - pooled.low > 3 * (alone.high - alone.low)
     assert "LDAM fails on some seeds" in chapter.left_out({"x": failing}, ["LDAM"])

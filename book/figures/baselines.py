@@ -18,13 +18,13 @@ from patlib.study.simultaneous import Contrast, MethodScores, score_methods
 from patlib.study.wording import listing, signed
 
 #: score -> up to which difference two methods are called equal (PROTOCOL.md)
-MARGINS = {"miou": 0.01, "tail": 0.02}
-NAMES = {"miou": "mIoU", "tail": "IoU of the tail"}
+MARGINS = {"miou": 0.01, "tail": 0.02, "head": 0.01, "pixel_accuracy": 0.01}
+NAMES = {"miou": "mIoU", "tail": "IoU of the tail"}  # the primary scores
 FLAT = 0.005  # the rise of validation mIoU in the last tenth of a run that counts as none
 
 
 class Judged:
-    """The methods of one benchmark, judged in mIoU and in the tail.
+    """The methods of one benchmark, judged against each other.
 
     Args:
         runs: of one benchmark; methods without a record are left out.
@@ -35,44 +35,49 @@ class Judged:
     Attributes:
         methods: those that are judged.
         seeds: the smallest number of runs of a method; with 1, nothing is judged.
-        contrasts: metric -> each method minus CE; of a single seed, with NaN for the interval.
-        may_be_best: metric -> methods that are not shown to be lower than another; empty with a
-            single seed.
-        scores: metric -> :class:`~patlib.study.simultaneous.MethodScores`.
     """
 
     def __init__(self, runs: Iterable[Run], unjudged: Sequence[str] = (), resamples: int = 2000):
         done = by_method(run for run in runs if run.record and run.method not in unjudged)
         self.methods = list(done)
         self.seeds = min(map(len, done.values()), default=0)
-        self.contrasts: dict[str, dict[str, Contrast]] = {}
-        self.may_be_best: dict[str, list[str]] = {}
-        self.scores: dict[str, MethodScores] = {}
-        members = [run for runs_of in done.values() for run in runs_of]
-        for metric in MARGINS if "CE" in done and len(done) > 1 else ():
-            scores = score_methods(members, metric, resamples=resamples)
-            self.scores[metric] = scores
-            if scores.residual_dof:
-                self.contrasts[metric] = {c.method: c for c in scores.against("CE")}
-                self.may_be_best[metric] = scores.may_be_best()
-            else:
-                self.contrasts[metric] = _unjudged(scores)
-                self.may_be_best[metric] = []
+        self._runs = [run for members in done.values() for run in members]
+        self._resamples = resamples
+        self._scores: dict[str, MethodScores] = {}
 
-    def verdict(self, method: str, metric: str) -> str | None:
-        """Of a method against CE: a word; None if one of them was not run."""
-        contrast = self.contrasts.get(metric, {}).get(method)
+    def scores(self, metric: str) -> MethodScores:
+        """The scores with their errors, of two methods or more."""
+        if metric not in self._scores:
+            self._scores[metric] = score_methods(self._runs, metric, resamples=self._resamples)
+        return self._scores[metric]
+
+    def against(self, metric: str, reference: str = "CE") -> dict[str, Contrast]:
+        """Each method minus the reference; of a single seed, with NaN for the interval.
+
+        Empty if the reference or all others were not run.
+        """
+        if reference not in self.methods or len(self.methods) < 2:
+            return {}
+        scores = self.scores(metric)
+        if scores.residual_dof:
+            return {c.method: c for c in scores.against(reference)}
+        mean = {method: np.mean(list(of.values())) for method, of in scores.scores.items()}
+        return {
+            m: Contrast(m, reference, float(mean[m] - mean[reference]), *[math.nan] * 3)
+            for m in scores.methods
+            if m != reference
+        }
+
+    def may_be_best(self, metric: str) -> list[str]:
+        """The methods that are not shown to be lower than another; none with a single seed."""
+        if len(self.methods) < 2 or not self.scores(metric).residual_dof:
+            return []
+        return self.scores(metric).may_be_best()
+
+    def verdict(self, method: str, metric: str, reference: str = "CE") -> str | None:
+        """Of a method against another: a word; None if one of them was not run."""
+        contrast = self.against(metric, reference).get(method)
         return contrast and verdict(contrast, metric)
-
-
-def _unjudged(scores: MethodScores) -> dict[str, Contrast]:
-    mean = {method: np.mean(list(of.values())) for method, of in scores.scores.items()}
-    nan = math.nan
-    return {
-        method: Contrast(method, "CE", float(mean[method] - mean["CE"]), nan, nan, nan)
-        for method in scores.methods
-        if method != "CE"
-    }
 
 
 def verdict(contrast: Contrast, metric: str) -> str:
@@ -105,7 +110,7 @@ def answer(judged: Mapping[str, Judged], metric: str, method: str = "PAT") -> st
     words = defaultdict(list)
     for title, found in judged.items():
         if said := found.verdict(method, metric):
-            words[said].append(f"{title} ({signed(found.contrasts[metric][method].mean)})")
+            words[said].append(f"{title} ({signed(found.against(metric)[method].mean)})")
     if not words:
         return f"{method} and cross-entropy are still to run"
     phrases = {
@@ -121,12 +126,11 @@ def answer(judged: Mapping[str, Judged], metric: str, method: str = "PAT") -> st
 
 def recommend(judged: Mapping[str, Judged], metric: str) -> str:
     """Which losses may be the best, on all benchmarks that have several seeds: one sentence."""
-    several = {title: found for title, found in judged.items() if found.may_be_best.get(metric)}
-    if not several:
+    kept = {title: best for title, f in judged.items() if (best := f.may_be_best(metric))}
+    if not kept:
         return f"Which loss has the best {NAMES[metric]} is not decided yet"
-    kept = {title: found.may_be_best[metric] for title, found in several.items()}
     common = [m for m in next(iter(kept.values())) if all(m in some for some in kept.values())]
-    where = listing(several)
+    where = listing(kept)
     if common:
         verb = "are" if len(common) > 1 else "is"
         return (
@@ -146,13 +150,13 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
     Returns:
         The figure, or None if there is nothing to compare.
     """
-    judged = {title: found for title, found in judged.items() if found.contrasts}
+    judged = {title: found for title, found in judged.items() if found.against("miou")}
     if not judged:
         return None
     heights = [len(found.methods) - 1 for found in judged.values()]
     figure, axes = subplots(
         len(judged),
-        len(MARGINS),
+        len(NAMES),
         0.27 * sum(heights) + 0.6 * len(judged) + 0.9,
         height_ratios=[height + 0.5 for height in heights],
         sharey="row",
@@ -160,8 +164,8 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
     )
     colors, _ = method_styles(m for found in judged.values() for m in found.methods)
     for row, (title, found) in zip(axes, judged.items(), strict=True):
-        for axis, metric in zip(row, MARGINS, strict=True):
-            contrasts = list(found.contrasts[metric].values())
+        for axis, metric in zip(row, NAMES, strict=True):
+            contrasts = list(found.against(metric).values())
             for y, c in enumerate(contrasts):
                 color = colors[c.method]
                 axis.hlines(y, 100 * c.low, 100 * c.high, color=color, linewidth=2)
@@ -175,7 +179,7 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
         row[0].set(yticks=range(len(contrasts)), yticklabels=[c.method for c in contrasts])
         row[0].set_ylim(len(contrasts) - 0.5, -0.6)
         row[0].set_title(title, loc="left", fontsize=11)
-    for axis, metric in zip(axes[-1], MARGINS, strict=True):
+    for axis, metric in zip(axes[-1], NAMES, strict=True):
         axis.set_xlabel(f"{NAMES[metric]} minus that of CE (points)")
     mark = dict(marker="o", linestyle="", markersize=7, color="black")
     handles = [
@@ -230,7 +234,7 @@ def lengths(runs: Iterable[Run]) -> list[list[str]]:
     for (benchmark, epochs), found in sorted(by_length.items(), key=lambda item: item[0]):
         if {"ce", "pat"} <= found.keys():
             row = [f"{benchmark}, {epochs}"]
-            for metric in MARGINS:
+            for metric in NAMES:
                 ce, pat = (np.mean([r.score(metric) for r in found[m]]) for m in ("ce", "pat"))
                 row += [f"{100 * ce:.1f} → {100 * pat:.1f}", signed(pat - ce)]
             rows.append(row)
