@@ -133,12 +133,14 @@ def table(name: str, header: Sequence, rows: Sequence[Sequence], note: str = "")
 def harmless(cell: Any) -> str:
     """The text of a cell as HTML in which nothing can run, whatever a file calls its classes.
 
-    Bold, code, and spans with a plain style stay as they are; all else is text.
+    Bold, code, spans with a plain style, and links to other pages of the book stay as they are;
+    all else is text.
     """
     text = html.escape(str(cell), quote=False)
     text = re.sub(r"&amp;(\w+|#\d+);", r"&\1;", text)
     style = r' style="[-\w:;#.% ]*"'
-    return re.sub(rf"&lt;(/?(?:b|code|span)|span{style})&gt;", r"<\1>", text)
+    link = r' href="[a-z_]+\.html"'
+    return re.sub(rf"&lt;(/?(?:a|b|code|span)|a{link}|span{style})&gt;", r"<\1>", text)
 
 
 def columns_table(

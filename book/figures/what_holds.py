@@ -1,0 +1,390 @@
+"""The claims of the paper and their verdicts, each by its rule in ``study/claims.yaml``."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from scipy import stats
+
+from figures import harmless
+from figures.baselines import Judged
+from figures.features_or_prior import summary
+from patlib.data import DATASETS
+from patlib.losses import build_loss
+from patlib.models import MODELS
+from patlib.plots.panels import subplots
+from patlib.study.paper import check_statement
+from patlib.study.runs import Run, by_benchmark, scores
+from patlib.study.statistics import chance_range
+from patlib.study.wording import listing, signed
+
+HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
+UNDECIDED = "not shown"
+OPEN, UNTESTED = "still to run", "cannot be tested here"
+FEWEST_SEEDS = 2  # of every method of a benchmark, to count
+OUTSIDE = 0.01  # by how much PAT must be outside what shifted cross-entropy reaches
+CHANCE = 2.0  # times the range that chance gives: T matters
+MORE_MEMORY, MORE_WEIGHT, ALIKE = 1.2, 1.5, 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        word: ``HOLDS``, ``IN_PART``, ``FAILS``, ``UNDECIDED``, ``OPEN`` or ``UNTESTED``.
+        found: the numbers that it follows from.
+    """
+
+    word: str
+    found: str
+
+
+class Evidence:
+    """Everything that verdicts follow from.
+
+    Args:
+        panels: title -> runs of a benchmark.
+        judged: title -> the same, judged.
+        temperatures: runs of PAT at several T.
+        networks: runs of several networks on one data set.
+        losses: the record of ``benchmarks/losses.py``.
+        gradients: ``study/records/gradients.json``.
+        paper: ``study/paper.yaml``.
+    """
+
+    def __init__(
+        self,
+        panels: Mapping[str, Sequence[Run]],
+        judged: Mapping[str, Judged],
+        temperatures: Sequence[Run],
+        networks: Sequence[Run],
+        losses: Mapping[str, Any],
+        gradients: Mapping[str, Any],
+        paper: Mapping[str, Any],
+    ):
+        self.panels = panels
+        self.judged = {t: found for t, found in judged.items() if found.seeds >= FEWEST_SEEDS}
+        self.temperatures, self.networks = temperatures, networks
+        self.losses, self.gradients, self.paper = losses, gradients, paper
+
+
+def rows(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidence) -> list[list[str]]:
+    """The ledger: claim, verdict of the study, verdict of the short runs, chapter.
+
+    The short runs are another row of evidence for the claims about scores only.
+    """
+    found = []
+    for claim in claims:
+        verdict, earlier = judge(claim["id"], study), judge(claim["id"], short)
+        same = verdict == earlier
+        where = f'<a href="{claim["see"]}.html">{claim["see"].replace("_", " ")}</a>'
+        found.append([claim["says"], verdict.word, "" if same else earlier.word, where])
+    return found
+
+
+def details(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidence) -> HTML:
+    """Rule, verdicts with their numbers, and what would change our mind, claim by claim."""
+    parts = []
+    for claim in claims:
+        verdict, earlier = judge(claim["id"], study), judge(claim["id"], short)
+        lines = [("Would count", claim["counts"]), ("Verdict", _said(verdict))]
+        lines += [("By the short runs", _said(earlier))] if earlier != verdict else []
+        lines.append(("Would change our mind", claim["change"]))
+        items = "".join(f"<li>{title}: {harmless(text)}</li>" for title, text in lines)
+        says = harmless(f"<b>“{claim['says']}”</b> ({claim['where']})")
+        parts.append(f'<p id="claim-{claim["id"].replace("_", "-")}">{says}</p><ul>{items}</ul>')
+    return HTML("\n".join(parts))
+
+
+def _said(verdict: Verdict) -> str:
+    return f"<b>{verdict.word}</b>{f' ({verdict.found})' if verdict.found else ''}"
+
+
+def answer(claims: Sequence[Mapping[str, str]], evidence: Evidence) -> str:
+    """How many claims hold, and how many do not: a sentence."""
+    words = [judge(claim["id"], evidence).word for claim in claims]
+    number = {word: words.count(word) for word in (HOLDS, IN_PART, UNDECIDED, FAILS)}
+    parts = [
+        f"{number[HOLDS]} hold{'s' if number[HOLDS] == 1 else ''}",
+        f"{number[IN_PART]} in part",
+        f"{number[UNDECIDED]} {'is' if number[UNDECIDED] == 1 else 'are'} not shown",
+        f"{number[FAILS]} {'does' if number[FAILS] == 1 else 'do'} not",
+    ]
+    rest = len(words) - sum(number.values())
+    return (
+        f"Of {len(words)} claims {listing(parts)}; {rest} wait for runs or cannot be tested here."
+    )
+
+
+def load_claims(path: Path) -> list[dict[str, str]]:
+    """The claims, each with id, where, says, counts, change and see."""
+    return yaml.safe_load(path.read_text())["claims"]
+
+
+def judge(claim: str, evidence: Evidence) -> Verdict:
+    """The verdict on a claim, by its id."""
+    return RULES[claim](evidence)
+
+
+def _together(results: Mapping[str, bool | None], found: Mapping[str, str]) -> Verdict:
+    """One verdict from those of several benchmarks; None is one that cannot be told either way."""
+    text = "; ".join(f"{title}: {said}" for title, said in found.items())
+    if not results:
+        return Verdict(OPEN, text)
+    if any(results.values()):
+        return Verdict(HOLDS if all(results.values()) else IN_PART, text)
+    return Verdict(UNDECIDED if set(results.values()) == {None} else FAILS, text)
+
+
+def _against(
+    evidence: Evidence,
+    metric: str,
+    words: Sequence[str] = ("higher",),
+    reference: str = "CE",
+    best: bool = False,
+) -> Verdict:
+    """PAT against another method: on a benchmark it holds if the verdict is one of the words."""
+    results, found = {}, {}
+    for title, judged in evidence.judged.items():
+        contrast = judged.against(metric, reference).get("PAT")
+        if contrast is None:
+            continue
+        word = judged.verdict("PAT", metric, reference)
+        found[title] = f"{word} ({signed(contrast.mean)})"
+        results[title] = None if word == "not distinguishable" else word in words
+        if best and results[title]:
+            results[title] = "PAT" in judged.may_be_best(metric)
+    return _together(results, found)
+
+
+def size_of_gain(evidence: Evidence) -> Verdict:
+    table = evidence.paper["table1"]
+    printed = (table["pat"]["nyuv2"]["miou"] - table["ce"]["nyuv2"]["miou"]) / 100
+    results, found = {}, {}
+    for title, judged in evidence.judged.items():
+        (benchmark,) = by_benchmark(evidence.panels[title])
+        contrast = judged.against("miou").get("PAT")
+        if contrast and (benchmark.dataset, benchmark.model) == ("nyuv2", "segnet"):
+            ends = f"{signed(contrast.low)} to {signed(contrast.high)}"
+            found[title] = f"{signed(contrast.mean)} ({ends}); printed {100 * printed:+.2f}"
+            results[title] = contrast.high >= printed
+    return _together(results, found)
+
+
+def more_than_a_prior(evidence: Evidence) -> Verdict:
+    results, found = {}, {}
+    for title in evidence.judged:
+        runs = [run for run in evidence.panels[title] if run.record]
+        if not all("shifted" in run.record.result for run in runs):
+            continue  # made before 0.2.0
+        table = summary(runs)
+        if {"CE", "PAT"} <= set(table.index):
+            excess = table.loc["PAT", "excess"]
+            found[title] = f"{signed(excess)} points outside"
+            results[title] = excess > OUTSIDE
+    return _together(results, found)
+
+
+def temperature_matters(evidence: Evidence) -> Verdict:
+    results, found = {}, {}
+    for benchmark, runs in by_benchmark(evidence.temperatures).items():
+        table = scores(runs).pivot(index="method", columns="seed", values="score")
+        table = table.dropna(axis="columns")
+        if table.shape[1] >= 3:
+            span = float(np.ptp(table.mean(axis="columns")))
+            _, chance = chance_range(table.to_numpy())
+            found[str(benchmark)] = f"range {100 * span:.1f}, by chance {100 * chance:.1f}"
+            results[str(benchmark)] = span > CHANCE * chance
+    return _together(results, found)
+
+
+def architectures(evidence: Evidence) -> Verdict:
+    results, found = defaultdict(list), defaultdict(list)
+    judged = {t: (by_benchmark(evidence.panels[t]), found) for t, found in evidence.judged.items()}
+    for benchmark, runs in by_benchmark(evidence.networks).items():
+        of_runs = Judged(runs)
+        if of_runs.seeds >= FEWEST_SEEDS:
+            judged[f"{benchmark} {benchmark.model}"] = ({benchmark: runs}, of_runs)
+    for benchmarks, of_runs in judged.values():
+        (benchmark,) = benchmarks
+        word = of_runs.verdict("PAT", "miou")
+        if word:
+            network = MODELS[benchmark.model].label
+            results[network].append(None if word == "not distinguishable" else word == "higher")
+            found[network].append(f"{word} on {benchmark}")
+    return _together(
+        {n: False if False in of else None if None in of else True for n, of in results.items()},
+        {network: listing(of) for network, of in found.items()},
+    )
+
+
+def _peaks(evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Shape -> loss -> peak bytes of a step in float32."""
+    found: dict = defaultdict(dict)
+    for row in evidence.losses["results"]:
+        if row["dtype"] == "float32":
+            found["x".join(map(str, row["shape"]))][row["loss"]] = row["peak_bytes"]
+    return dict(found)
+
+
+def memory_of_others(evidence: Evidence) -> Verdict:
+    results, found = {}, {}
+    for shape, peak in _peaks(evidence).items():
+        others = {name: peak["pat"] / peak[name] for name in ("blv", "ldam")}
+        results[shape] = max(others.values()) < 1
+        found[shape] = ", ".join(f"{r:.2f} of {n.upper()}" for n, r in others.items())
+    return _together(results, found)
+
+
+def memory_of_ce(evidence: Evidence) -> Verdict:
+    ratios = {s: p["pat"] / p["F.cross_entropy"] for s, p in _peaks(evidence).items()}
+    found = {shape: f"{r:.2f} of PyTorch's cross-entropy" for shape, r in ratios.items()}
+    return _together({"any": any(r > MORE_MEMORY for r in ratios.values())}, found)
+
+
+def homogenised_gradients(evidence: Evidence) -> Verdict:
+    words, found = [], {}
+    for name, measured in evidence.gradients["datasets"].items():
+        last = {}
+        for method in ("CE", "PAT"):
+            states = measured["methods"][method]["states"]
+            last[method] = states[max(states, key=int)]["network"]["exponent"][0]
+        a = {method: f"{value:.2f}".replace("-", "−") for method, value in last.items()}
+        found[DATASETS[name].label] = f"a = {a['PAT']}, with cross-entropy {a['CE']}"
+        if abs(last["PAT"]) <= ALIKE:
+            words.append(HOLDS)
+        else:
+            words.append(IN_PART if abs(last["PAT"]) < abs(last["CE"]) else FAILS)
+    text = "; ".join(f"{name}: {said}" for name, said in found.items())
+    if not words:
+        return Verdict(OPEN, text)
+    return Verdict(words[0] if len(set(words)) == 1 else IN_PART, text)
+
+
+def _coefficients(temperature: float) -> tuple[float, float]:
+    """β of a pixel with p -> 0 and of one with p = 1, ε = 0, from the loss itself."""
+    loss = build_loss(
+        "pat", num_classes=2, temperature=temperature, size_exponent=0.0, reduction="none"
+    )
+    x = 10.0
+    logits = torch.tensor([[-x, x], [x, -x]], dtype=torch.float64).reshape(1, 2, 1, 2)
+    target = torch.tensor([[[0, 0]]])
+    cross_entropy = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    low, high = (loss(logits, target) / cross_entropy).flatten().tolist()
+    return low, high
+
+
+def explosion(evidence: Evidence) -> Verdict:
+    low, high = _coefficients(1.0)
+    text = f"with T = 1 and ε = 0, β lies between {high:.2f} and {low:.2f} whatever the logits are"
+    return Verdict(HOLDS if not math.isfinite(low) else FAILS, text)
+
+
+def confident_pixels(evidence: Evidence) -> Verdict:
+    low, high = _coefficients(20.0)
+    ratio = low / high
+    word = HOLDS if ratio >= MORE_WEIGHT else IN_PART if ratio > 1 else FAILS
+    return Verdict(word, f"at T = 20 the ratio of the two is {ratio:.3f}")
+
+
+def stability(evidence: Evidence) -> Verdict:
+    squares, dof, found = defaultdict(float), defaultdict(int), {}
+    for title in evidence.judged:
+        by_method = scores(run for run in evidence.panels[title] if run.record).groupby("method")
+        of = {m: g["score"].to_numpy() for m, g in by_method if m in ("PAT", "Focal")}
+        if len(of) == 2 and all(len(values) >= 3 for values in of.values()):
+            for method, values in of.items():
+                squares[method] += float(((values - values.mean()) ** 2).sum())
+                dof[method] += len(values) - 1
+            said = (f"{m} ±{100 * of[m].std(ddof=1):.1f}" for m in ("PAT", "Focal"))
+            found[title] = ", ".join(said)
+    text = "; ".join(f"{title}: {said}" for title, said in found.items())
+    if not found:
+        return Verdict(OPEN, text)
+    variance = {m: squares[m] / dof[m] for m in squares}
+    p = stats.f.cdf(variance["PAT"] / variance["Focal"], dof["PAT"], dof["Focal"])
+    word = HOLDS if p < 0.05 else FAILS if p > 0.95 else UNDECIDED
+    return Verdict(word, f"{text}; one-sided p = {p:.2f}")
+
+
+def bms_collapses(evidence: Evidence) -> Verdict:
+    results, found = {}, {}
+    for title, judged in evidence.judged.items():
+        if {"CE", "BMS"} <= set(judged.methods):
+            mean = {
+                m: np.mean(list(judged.scores("miou").scores[m].values())) for m in ("CE", "BMS")
+            }
+            ratio = mean["BMS"] / mean["CE"]
+            found[title] = f"{100 * ratio:.0f} % of cross-entropy's"
+            results[title] = ratio < 0.5
+    return _together(results, found)
+
+
+def numbers_of_the_abstract(evidence: Evidence) -> Verdict:
+    agree = [check_statement(evidence.paper, s)[1] for s in evidence.paper["statements"]]
+    word = HOLDS if all(agree) else IN_PART if any(agree) else FAILS
+    return Verdict(word, f"{sum(agree)} of {len(agree)} sentences agree with the tables")
+
+
+RULES: dict[str, Callable[[Evidence], Verdict]] = {
+    "best_miou": lambda e: _against(e, "miou", best=True),
+    "best_pixel_accuracy": lambda e: _against(e, "pixel_accuracy", best=True),
+    "size_of_gain": size_of_gain,
+    "rare_classes": lambda e: _against(e, "tail"),
+    "rare_classes_best": lambda e: _against(e, "tail", reference="BLV"),
+    "more_than_a_prior": more_than_a_prior,
+    "not_forgotten": lambda e: _against(e, "head", ("higher", "equal")),
+    "temperature_matters": temperature_matters,
+    "temperature_and_classes": lambda e: Verdict(UNTESTED, "needs Cityscapes"),
+    "architectures": architectures,
+    "memory_of_others": memory_of_others,
+    "memory_of_ce": memory_of_ce,
+    "homogenised_gradients": homogenised_gradients,
+    "explosion": explosion,
+    "confident_pixels": confident_pixels,
+    "stability": stability,
+    "bms_collapses": bms_collapses,
+    "numbers_of_the_abstract": numbers_of_the_abstract,
+}
+
+
+def plot_changes(judged: Mapping[str, Judged]) -> Figure | None:
+    """What PAT changes beside cross-entropy: mIoU, pixel accuracy, head and tail, by benchmark.
+
+    Returns:
+        The figure, or None if nothing can be compared.
+    """
+    judged = {title: found for title, found in judged.items() if found.against("miou").get("PAT")}
+    if not judged:
+        return None
+    names = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "head": "head", "tail": "tail"}
+    colors = dict(zip(names, ("#1b1b1b", "#0072b2", "#332288", "#cc5f00"), strict=True))
+    markers = dict(zip(names, "osD^", strict=True))
+    figure, axes = subplots(1, 1, 0.75 * len(judged) + 1.4)
+    axis = axes[0, 0]
+    for row, found in enumerate(judged.values()):
+        for number, metric in enumerate(names):
+            contrast = found.against(metric)["PAT"]
+            y = row + 0.18 * (number - 1.5)
+            color = colors[metric]
+            axis.hlines(y, 100 * contrast.low, 100 * contrast.high, color=color, linewidth=2)
+            sure = contrast.low > 0 or contrast.high < 0
+            style = dict(color=color, markerfacecolor=color if sure else "white", markersize=7)
+            label = names[metric] if row == 0 else None
+            axis.plot(100 * contrast.mean, y, markers[metric], label=label, **style)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(judged)), list(judged))
+    axis.set_ylim(len(judged) - 0.5, -0.5)
+    axis.set_xlabel("PAT minus CE (percentage points)")
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure

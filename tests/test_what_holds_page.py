@@ -1,0 +1,164 @@
+"""What holds: every verdict follows from records by the rule of its claim."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from chapters import ROOT, Chapter
+from fake_runs import fake_record, grid_file
+from figures import load_paper
+from figures import what_holds as chapter
+from figures.baselines import Judged
+
+from patlib.study.grids import load_grid
+from patlib.study.runs import load_runs
+
+CLAIMS = chapter.load_claims(ROOT / "study" / "claims.yaml")
+LOSSES = json.loads((ROOT / "benchmarks" / "records" / "losses-cpu.json").read_text())
+GRADIENTS = json.loads((ROOT / "study" / "records" / "gradients.json").read_text())
+METHODS = {name: {"loss": name.lower()} for name in ("CE", "Focal", "BMS", "BLV", "PAT")}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function: evidence from runs in which methods are better than CE by a bonus."""
+
+    def make(bonus, seeds=(0, 1, 2), titles=("here",), **other):
+        panels = {}
+        for title in titles:
+            folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            grid = grid_file(folder, METHODS, seeds=seeds, **other)
+            of_title = bonus[title] if title in bonus else bonus
+            for planned in load_grid(grid):
+                fake_record(planned, folder, of_title.get(planned.method, 0.0), images=40)
+            panels[title] = load_runs(grid, folder)
+        judged = {t: Judged(runs, resamples=100) for t, runs in panels.items()}
+        return chapter.Evidence(panels, judged, [], [], LOSSES, GRADIENTS, load_paper())
+
+    return make
+
+
+def words(evidence):
+    return {claim["id"]: chapter.judge(claim["id"], evidence).word for claim in CLAIMS}
+
+
+def test_every_claim_has_a_rule_and_says_what_it_needs():
+    assert {claim["id"] for claim in CLAIMS} == set(chapter.RULES) and len(CLAIMS) >= 12
+    for claim in CLAIMS:
+        assert set(claim) == {"id", "where", "says", "counts", "change", "see"}
+        assert (ROOT / "notebooks" / f"{claim['see']}.ipynb").is_file()
+
+
+def test_flipped_records_flip_the_verdicts(study):
+    better, worse = study({"PAT": 0.1}), study({"PAT": -0.1, "BMS": -0.35})
+    about_scores = ["best_miou", "best_pixel_accuracy", "rare_classes", "rare_classes_best"]
+    about_scores += ["not_forgotten"]
+    for claim in about_scores:
+        assert words(better)[claim] == chapter.HOLDS, claim
+        assert words(worse)[claim] == chapter.FAILS, claim
+    assert words(better)["bms_collapses"] == chapter.FAILS
+    assert words(worse)["bms_collapses"] == chapter.HOLDS
+    assert chapter.answer(CLAIMS, better) != chapter.answer(CLAIMS, worse)
+    both = study({"here": {"PAT": 0.1}, "there": {"PAT": -0.1}}, titles=("here", "there"))
+    assert {words(both)[claim] for claim in about_scores} == {chapter.IN_PART}
+    beaten = study({"PAT": 0.1, "BLV": 0.2})  # PAT is better than CE, but not the best
+    assert words(beaten)["best_miou"] == chapter.FAILS
+    assert words(beaten)["rare_classes"] == chapter.HOLDS
+
+
+def test_one_seed_decides_nothing(study):
+    found = words(study({"PAT": 0.1}, seeds=[0]))
+    assert {found[c] for c in ("best_miou", "rare_classes", "bms_collapses", "stability")} == {
+        chapter.OPEN
+    }
+
+
+def test_the_printed_gain_must_lie_in_the_interval_or_below_it(study):
+    nyuv2 = dict(dataset="nyuv2", model="segnet", image_size=[32, 40])
+    assert words(study({"PAT": 0.1}, **nyuv2))["size_of_gain"] == chapter.HOLDS
+    assert words(study({"PAT": 0.0}, **nyuv2))["size_of_gain"] == chapter.FAILS
+    assert words(study({"PAT": 0.1}))["size_of_gain"] == chapter.OPEN  # other data
+
+
+def test_stability_compares_variances(study):
+    evidence = study({}, seeds=range(6))
+    runs = evidence.panels["here"]
+
+    def scatter(pat, focal):
+        for run in runs:
+            half = {"PAT": pat, "Focal": focal}.get(run.method, 0.01)
+            run.record.result["test"]["miou"] = 0.3 + half * (-1) ** run.seed
+        return words(evidence)["stability"]
+
+    assert scatter(0.001, 0.02) == chapter.HOLDS
+    assert scatter(0.02, 0.001) == chapter.FAILS
+    assert scatter(0.011, 0.01) == chapter.UNDECIDED
+
+
+def test_temperature_matters_if_the_range_is_more_than_chance(study, tmp_path):
+    evidence = study({})
+    methods = {f"T = {t}": {"loss": "pat", "loss_params": {"temperature": t}} for t in (5.0, 50.0)}
+    grid = grid_file(tmp_path, methods, seeds=[0, 1, 2])
+    for planned in load_grid(grid):
+        fake_record(planned, tmp_path)
+    evidence.temperatures = load_runs(grid, tmp_path)
+
+    def spread(by):
+        for run in evidence.temperatures:
+            high = run.method == "T = 50.0"
+            scatter = (0.002, -0.002, 0.0)[run.seed] * (-1 if high else 1)  # of mean 0
+            run.record.result["test"]["miou"] = 0.3 + by * high + scatter
+        return words(evidence)["temperature_matters"]
+
+    assert spread(0.05) == chapter.HOLDS and spread(0.0) == chapter.FAILS
+    evidence.temperatures = [run for run in evidence.temperatures if run.seed < 2]
+    assert spread(0.05) == chapter.OPEN
+
+
+def test_memory_and_gradients_follow_their_records(study):
+    evidence = study({})
+    losses, gradients = copy.deepcopy(LOSSES), copy.deepcopy(GRADIENTS)
+    for row in losses["results"]:
+        row["peak_bytes"] = {"pat": 10, "F.cross_entropy": 5, "ldam": 20, "blv": 20}.get(
+            row["loss"], 1
+        )
+    for measured in gradients["datasets"].values():
+        for state in measured["methods"]["PAT"]["states"].values():
+            state["network"]["exponent"][0] = 0.02
+    evidence.losses, evidence.gradients = losses, gradients
+    found = words(evidence)
+    assert found["memory_of_others"] == found["memory_of_ce"] == chapter.HOLDS
+    assert found["homogenised_gradients"] == chapter.HOLDS
+    for measured in gradients["datasets"].values():
+        for state in measured["methods"]["PAT"]["states"].values():
+            state["network"]["exponent"][0] = -0.9
+    assert words(evidence)["homogenised_gradients"] == chapter.FAILS
+
+
+def test_arithmetic_claims(study):
+    """β = exp((1 - p) / T) lies between 1 and exp(1 / T)."""
+    evidence = study({})
+    explosion = chapter.judge("explosion", evidence)
+    assert explosion.word == chapter.FAILS and f"{np.e:.2f}" in explosion.found
+    confident = chapter.judge("confident_pixels", evidence)
+    assert confident.word == chapter.IN_PART and f"{np.exp(1 / 20):.3f}" in confident.found
+    paper = load_paper()
+    agree = chapter.judge("numbers_of_the_abstract", evidence)
+    assert agree.found.startswith("9 of 23")
+    paper["table1"]["pat"]["nyuv2"]["miou"] += 0.41  # 1.82 becomes 2.23
+    evidence.paper = paper
+    assert chapter.judge("numbers_of_the_abstract", evidence).found != agree.found
+
+
+def test_chapter_without_records_and_with_names_that_are_no_html(tmp_path):
+    page = Chapter("what_holds", records=str(tmp_path))
+    assert page.glued["what-holds-answer"].startswith(f"Of {len(CLAIMS)} claims ")
+    rows = page.tables["what-holds-ledger"]
+    assert len(rows) == len(CLAIMS)
+    assert {row["verdict"] for row in rows.values()} >= {chapter.OPEN, chapter.FAILS}
+    html = chapter.details(
+        [{**CLAIMS[0], "says": "<script>x</script>"}], *[page.space["study"]] * 2
+    )
+    assert "<script>" not in html.data and "&lt;script&gt;" in html.data
