@@ -1,5 +1,6 @@
 # make test   the tests: pytest, nbval on the notebooks, ruff
 # make book   re-executes the notebooks that changed and builds the book into _build/html
+# make pdf    the book as one PDF, _build/patlib.pdf, from the stored outputs; needs Chromium
 # make bench  time and memory of the losses, of training and of prediction, into benchmarks/records
 # make chaos  the long form of the tests that inject faults: kills, full disks, power losses, flipped
 #             bits, extreme numbers, random parameters
@@ -7,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test book bench chaos clean
+.PHONY: test book pdf bench chaos clean
 
 # One worker a core. The tests of a file, and the cells of a notebook, run in order on one of them.
 test: .venv/installed
@@ -20,6 +21,10 @@ test: .venv/installed
 book: .venv/installed
 	$(BIN)/snakemake -s book/Snakefile --cores 2 --nolock --rerun-incomplete --keep-going --quiet all
 	$(BIN)/jupyter-book build . --all -n -W --keep-going
+
+pdf: .venv/installed
+	$(BIN)/jupyter-book build . -q --builder custom --custom-builder singlehtml
+	$(BIN)/python book/pdf.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/losses.py

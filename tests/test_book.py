@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from chapters import ROOT, stored_tables
+from figures import load_script
 from figures.method import interactive_curves
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -391,3 +392,16 @@ def test_interactive_figure_is_named_and_fits_a_phone(figure):
         "return [s.backgroundColor, s.color]"
     )
     assert style == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium or Chrome")
+def test_a_page_is_printed(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<html><head></head><body><p>text</p></body></html>")
+    print_page = load_script("book/pdf.py").print_page
+    print_page(page, tmp_path / "page.pdf", CHROMIUM)
+    content = (tmp_path / "page.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and b"/Type /Page" in content
+    with pytest.raises(subprocess.CalledProcessError):
+        print_page(page, tmp_path / "none.pdf", "false")
+    assert not (tmp_path / "none.pdf").exists()

@@ -1,0 +1,66 @@
+"""Print the whole book into one PDF: make pdf
+
+Sphinx puts all pages on one (``singlehtml``), and Chromium prints it, formulas and figures included.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from patlib.files import write_whole
+
+SINGLE = Path(__file__).parents[1] / "_build" / "singlehtml"
+SECONDS = 300  # to typeset the formulas of all pages, and to print them
+# The size of a printed book; and without what works on a screen only.
+STYLE = """<style>
+@page { size: A4; margin: 15mm }
+html { font-size: 11px !important }
+.copybtn, .headerlink, p.csv, details.hide, div.tag_hide-cell { display: none !important }
+figure, tr { break-inside: avoid }
+</style>"""
+
+
+def print_page(page: Path, target: Path, chromium: str) -> None:
+    """Print a page of HTML.
+
+    Args:
+        page: the file.
+        target: the PDF.
+        chromium: the program.
+
+    Raises:
+        subprocess.CalledProcessError, subprocess.TimeoutExpired: it fails, or does not finish.
+        RuntimeError: it leaves no PDF.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        printed = Path(scratch) / "printed.pdf"
+        # Virtual time: what scripts wait for is over at once, so that all formulas are typeset.
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+        options += ["--virtual-time-budget=120000", f"--user-data-dir={scratch}/profile"]
+        command = [chromium, *options, f"--print-to-pdf={printed}", page.resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+        if not printed.is_file() or printed.read_bytes()[:5] != b"%PDF-":
+            raise RuntimeError(f"{chromium} did not print {page}")
+        with write_whole(target) as file:
+            file.write(printed.read_bytes())
+
+
+def main() -> int:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if chromium is None:
+        print("the PDF is printed by Chromium or Chrome, and none is on the path", file=sys.stderr)
+        return 2
+    # The first page lies in a folder, and would look for styles and figures beside itself.
+    html = (SINGLE / "book" / "index.html").read_text()
+    page = SINGLE / "printed.html"
+    page.write_text(html.replace("</head>", f"{STYLE}</head>", 1))
+    target = SINGLE.parent / "patlib.pdf"
+    print_page(page, target, chromium)
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
