@@ -1,6 +1,6 @@
 """Print the whole book into one PDF: make pdf
 
-Sphinx puts all pages on one (``singlehtml``), and Chromium prints it, formulas and figures included.
+Sphinx puts all pages on one (``singlehtml``), and Chromium prints it with formulas and figures.
 """
 
 import shutil
