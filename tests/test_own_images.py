@@ -461,7 +461,7 @@ def test_epochs_are_planned_anew_if_the_first_ones_are_not_as_measured(
         (10.0, True, [0, 1, 2], ""),  # as planned: 3 seeds, 2 runs each, 60 seconds
         (21.0, True, [0], "2 seed(s) left out"),
         (13.0, True, [0, 1], "1 seed(s) left out"),
-        (10.8, True, [0, 1, 2], ""),  # 5 seconds late are nearer than 16 too early
+        (10.4, True, [0, 1, 2], ""),  # 2 seconds late are nearer than 18 early
         (7.0, True, [0, 1, 2, 3], "one more seed"),
         (7.0, False, [0, 1, 2], ""),
         (1.0, True, [0, 1, 2, 3, 4], "one more seed"),
