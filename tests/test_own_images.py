@@ -239,8 +239,7 @@ def plan_settings(folder):
     )
 
 
-def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 0.1)
+def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path):
     plan = own_images.make_plan(METHODS, plan_settings(folder), tmp_path / "out", 0.6, seeds=2)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
     assert plan.seeds == [0, 1] and plan.settings["epochs"] >= 1
@@ -261,7 +260,6 @@ def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
         split: load_arrays(build_dataset("folder", folder, split, SIZE))
         for split in ("train", "validation", "test")
     }
-    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 1e-6)
     shown = []
     original = Learner.train_epoch
     monkeypatch.setattr(
@@ -270,7 +268,7 @@ def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
         lambda self, epoch: shown.append(len(self.images)) or original(self, epoch),
     )
     config = RunConfig(**{**plan_settings(folder), "batch_size": 4})
-    speeds = measure({"CE": config, "PAT": replace(config, loss="pat")}, arrays, tmp_path)
+    speeds = measure({"CE": config, "PAT": replace(config, loss="pat")}, arrays, tmp_path, 1e-6)
     assert shown == [4, 4, 4] and not list(tmp_path.glob(".*"))
     assert speeds.keys() == {"CE", "PAT"}
     assert all(seconds > 0 for speed in speeds.values() for seconds in speed.values())

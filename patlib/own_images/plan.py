@@ -49,7 +49,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 SEEDS = ((5, 2000), (3, 400), (2, 200), (1, 0))
 MAX_EPOCHS = 200
 BATCH_SIZE = 8
-MEASURED_SECONDS = 2.0  # of one kind of work
+MEASURED, MEASURED_SECONDS = 0.005, 2.0  # of the time, and at most, for one kind of work
 OVERRUN = 0.05  # of the time: a plan may be longer by so much if that is nearer than a shorter one
 CLOSE = 0.1  # of the time: a plan that ends so far from it says so
 OTHER_SECONDS = 14.0  # the start of Python and of the notebook; figures and intervals
@@ -249,7 +249,8 @@ def make_plan(
 
     folder.mkdir(parents=True, exist_ok=True)
     configs = {label: RunConfig(**{**settings, **own}) for label, own in methods.items()}
-    speeds = measure(configs, arrays, folder)
+    budget = 60 * budget_minutes
+    speeds = measure(configs, arrays, folder, min(MEASURED * budget, MEASURED_SECONDS))
     images = {split: len(part.images) for split, part in arrays.items()}
     steps = images["train"] // settings["batch_size"]
     epoch = {
@@ -260,7 +261,6 @@ def make_plan(
         label: reading + (images["validation"] + images["test"]) * speed["scored_image"]
         for label, speed in speeds.items()
     }
-    budget = 60 * budget_minutes
     labels = images["test"] * next(iter(speeds.values()))["label"]
     other = time.perf_counter() - started + OTHER_SECONDS + labels
     left, fixed_sum, epoch_sum = budget - other, sum(fixed.values()), sum(epoch.values())
@@ -344,17 +344,21 @@ def revise(plan: Plan, slowness: float, spent: float) -> Plan:
 
 
 def measure(
-    configs: Mapping[str, RunConfig], arrays: Mapping[str, DecodedSplit], folder: Path
+    configs: Mapping[str, RunConfig],
+    arrays: Mapping[str, DecodedSplit],
+    folder: Path,
+    seconds: float = MEASURED_SECONDS,
 ) -> dict[str, dict[str, float]]:
     """Seconds of a step, of scoring and labelling an image, and of saving, on this machine.
 
     Only the loss differs between the methods: the first is timed in all of it, after a step that is
-    not timed; of the others, steps alone. A time is the median over two seconds.
+    not timed; of the others, steps alone. A time is a median.
 
     Args:
         configs: label -> a run of the method.
         arrays: of the three splits.
         folder: where checkpoints will be saved.
+        seconds: in which a step, and the scoring of a batch, are repeated; done at least once.
 
     Returns:
         label -> ``step``; ``image``, scored as after an epoch; ``scored_image``, as after the last,
@@ -371,17 +375,17 @@ def measure(
         learner = Learner(fabric, own, batch, sizes)  # the loss knows the sizes of all images
         learner.sizes = sizes[: config.batch_size]
         if speeds:
-            step = _median_seconds(lambda learner=learner: learner.train_epoch(1))
+            step = _median_seconds(lambda learner=learner: learner.train_epoch(1), seconds)
             speeds[label] = {**speeds[next(iter(speeds))], "step": step}
         else:
             learner.train_epoch(0)
-            step = _median_seconds(lambda learner=learner: learner.train_epoch(1))
-            speeds[label] = {"step": step, **_measure_rest(learner, scored, sizes, folder)}
+            step = _median_seconds(lambda learner=learner: learner.train_epoch(1), seconds)
+            speeds[label] = {"step": step, **_measure_rest(learner, scored, sizes, folder, seconds)}
     return speeds
 
 
 def _measure_rest(
-    learner: Learner, images: SplitTensors, sizes: torch.Tensor, folder: Path
+    learner: Learner, images: SplitTensors, sizes: torch.Tensor, folder: Path, seconds: float
 ) -> dict[str, float]:
     """What :func:`measure` gives beside the step."""
     priors = ClassPriors.of(learner.loss, sizes)
@@ -392,7 +396,7 @@ def _measure_rest(
         with learner.fabric.autocast():
             evaluate(learner.network, images, learner.config.batch_size, metrics, **options)
 
-    image = _median_seconds(score) / len(images)
+    image = _median_seconds(score, seconds) / len(images)
     scored_image = _seconds(lambda: score(shifts=shifts, boundaries=True)) / len(images)
     split = open_split(learner.config, "test")
     files = [sample.image for sample in split.samples[: learner.config.batch_size]]
@@ -429,10 +433,10 @@ def _first(split: DecodedSplit, number: int) -> DecodedSplit:
     return split._replace(images=split.images[:number], masks=split.masks[:number])
 
 
-def _median_seconds(function: Callable[[], Any]) -> float:
-    """Seconds of a call: the median of as many as fit into ``MEASURED_SECONDS``, at least one."""
+def _median_seconds(function: Callable[[], Any], seconds: float) -> float:
+    """Seconds of a call: the median of as many as fit into ``seconds``, at least one."""
     taken: list[float] = []
-    while sum(taken) < MEASURED_SECONDS:
+    while sum(taken) < seconds:
         taken.append(_seconds(function))
     return statistics.median(taken)
 
