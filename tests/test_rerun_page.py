@@ -107,6 +107,7 @@ def test_minutes_of_every_notebook_are_those_of_its_execution(tmp_path):
     stored = [row[0] for row in minutes_of(EXECUTED)[1:]]
     notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     assert stored == [f"[](../notebooks/{name})" for name in notebooks]
+    assert all(float(row[1]) <= 2 for row in minutes_of(EXECUTED)[1:])  # as the page says
     (tmp_path / "executed.csv").write_text(
         'notebook,seconds,device,date (UTC)\none,75,"cpu, 2 cores",2026-11-24 09:43\n'
     )
