@@ -228,6 +228,12 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
     least = float(re.search(r"at least ([\d.]+)", str(e.value))[1])
     plan = own_images.make_plan(METHODS, settings, tmp_path / "out", least + 0.1)
     assert plan.settings["epochs"] == 1 and plan.all_seconds <= 1.05 * 60 * (least + 0.1)
+    other = tmp_path / "other"  # an epoch takes 40 seconds, and there is time for one and a half
+    plan = own_images.make_plan(METHODS, settings, other, least + 0.3)
+    assert plan.settings["epochs"] == 1
+    assert plan.duration.endswith(
+        f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
+    )
 
 
 METHODS = {"CE": {"loss": "ce"}, "BMS": {"loss": "bms"}}
@@ -244,7 +250,7 @@ def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
     assert plan.seeds == [0, 1] and plan.settings["epochs"] >= 1
     assert 0 < sum(map(plan.run_seconds, METHODS)) < plan.all_seconds <= 1.05 * 36
-    assert f"about {plan.all_seconds / 60:.1f} minutes in all" in str(plan)
+    assert f"about {plan.all_seconds / 60:.1f} minutes in all" == plan.duration
     # Asked for again it is the same, whatever the budget; for others it is refused.
     settings = plan_settings(folder)
     assert own_images.make_plan(METHODS, settings, tmp_path / "out", 99) == plan

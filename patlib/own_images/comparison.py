@@ -90,7 +90,7 @@ def _with_true_speed(plan: Plan, folder: Path, say: Callable[[str], None], progr
     except OffPlanError as stopped:
         shutil.rmtree(run)  # before the plan changes: the folder would be refused under a new one
         save_plan(stopped.plan, folder)
-        say(f"{stopped}: {stopped.plan}.")
+        say(f"{stopped}: {stopped.plan}; {stopped.plan.duration}.")
         return stopped.plan
     return plan
 

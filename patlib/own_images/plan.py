@@ -117,13 +117,18 @@ class Plan:
         params = ", ".join(f"{k}={v}" for k, v in settings["model_params"].items())
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         epochs = "1 epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
-        budget = self.training_seconds + self.other_seconds
-        text = (
+        return (
             f"{len(self.methods)} losses ({', '.join(self.methods)}), {seeds}, {epochs} each; "
             f"{settings['model']}{f' ({params})' if params else ''} on images of "
             f"{settings['image_size'][0]}x{settings['image_size'][1]} (H x W), batches of "
-            f"{settings['batch_size']}; about {self.all_seconds / 60:.1f} minutes in all"
+            f"{settings['batch_size']}"
         )
+
+    @property
+    def duration(self) -> str:
+        """How long everything should take, in words."""
+        budget = self.training_seconds + self.other_seconds
+        text = f"about {self.all_seconds / 60:.1f} minutes in all"
         if abs(self.all_seconds - budget) > CLOSE * budget:
             text += f" (whole epochs of all losses come no nearer to {budget / 60:.1f})"
         return text
