@@ -25,7 +25,7 @@ from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import Trained, load_trained
 from patlib.own_images.folder import kind_of_tail, near_duplicates
-from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
+from patlib.own_images.plan import OTHER_SECONDS, SEEDS, Plan, check_losses, fit, measure
 from patlib.own_images.report import EXPLAINED
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
@@ -219,7 +219,7 @@ def test_losses_by_name_and_by_settings():
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
-    speed = {"step": 10.0, "image": 0.1, "scored_image": 0.1, "save": 0.0, "label": 0.1}
+    speed = {"step": 10.0, "image": 0.1, "scored_image": 0.1, "save": 0.0, "label": 5.0}
     speeds = dict.fromkeys(METHODS, speed)
     monkeypatch.setattr("patlib.own_images.plan.measure", lambda *args: speeds)
     settings = plan_settings(folder)
@@ -231,6 +231,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
     other = tmp_path / "other"  # an epoch takes 40 seconds, and there is time for one and a half
     plan = own_images.make_plan(METHODS, settings, other, least + 0.3)
     assert plan.settings["epochs"] == 1
+    assert plan.other_seconds == pytest.approx(OTHER_SECONDS + 2 * 5.0, abs=3)  # 2 test images
     assert plan.duration.endswith(
         f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
     )
@@ -455,6 +456,7 @@ def test_epochs_are_planned_anew_if_the_first_ones_are_not_as_measured(
     runs = load_trained(kept, tmp_path)
     assert {run.record.config["epochs"] for run in runs} == {epochs} and len(runs) == 4
     if changed:  # started again, it does not look again
+        assert kept.training_seconds == pytest.approx(27 - 2 * slowness)  # two epochs are lost
         again = Plan(**json.loads((tmp_path / "plan.json").read_text()))
         assert again == kept == own_images.train_all(again, tmp_path, say=said.append)
 
