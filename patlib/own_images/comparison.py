@@ -359,7 +359,7 @@ def verdict(found: Comparison) -> list[str]:
 
 
 def _each(differences: Iterable[Difference]) -> str:
-    return ", ".join(f"{d.method} {signed(d.mean)}" for d in differences)
+    return "; ".join(f"{d.method} {signed(d.mean)}" for d in differences)
 
 
 def _short_runs(found: Comparison) -> list[str]:
