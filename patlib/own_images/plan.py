@@ -52,9 +52,9 @@ BATCH_SIZE = 8
 MEASURED, MEASURED_SECONDS = 0.005, 2.0  # of the time, and at most, for one kind of work
 OVERRUN = 0.05  # of the time: a plan may be longer by so much if that is nearer than a shorter one
 CLOSE = 0.1  # of the time: a plan that ends so far from it says so
-# The start of the command and of the notebook, figures and intervals take as long as the imports so
-# many times (measured on two busy cores).
-OTHER_IMPORTS = 2.5
+# What is not measured: the command starts in as many times the seconds of the imports, because it has
+# imports of its own; figures and intervals take so many seconds.
+STARTS, REPORT_SECONDS = 1.2, 8.0
 PLAN = "plan.json"
 
 
@@ -238,8 +238,8 @@ def make_plan(
         budget_minutes: for everything, the report included.
         seeds: how many; None plans them.
         started: ``time.perf_counter()`` when the time began to count; None for now.
-        imports: seconds that it took to import this package. What cannot be measured before it is
-            done, the report and the start of the command, takes longer where they did.
+        imports: seconds that it took to import this package; the start of the command, before
+            ``started``, took about as long.
 
     Raises:
         ValueError: not one epoch fits, or the folder holds another comparison.
@@ -272,7 +272,7 @@ def make_plan(
         for label, speed in speeds.items()
     }
     labels = images["test"] * next(iter(speeds.values()))["label"]
-    other = time.perf_counter() - started + OTHER_IMPORTS * imports + labels
+    other = time.perf_counter() - started + STARTS * imports + REPORT_SECONDS + labels
     left, fixed_sum, epoch_sum = budget - other, sum(fixed.values()), sum(epoch.values())
     number, epochs = fit(left, fixed_sum, epoch_sum, steps, seeds)
     if epochs < 1:
