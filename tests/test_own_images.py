@@ -25,7 +25,7 @@ from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import Trained, load_trained
 from patlib.own_images.folder import kind_of_tail, near_duplicates
-from patlib.own_images.plan import OTHER_IMPORTS, SEEDS, Plan, check_losses, fit, measure
+from patlib.own_images.plan import REPORT_SECONDS, SEEDS, STARTS, Plan, check_losses, fit, measure
 from patlib.own_images.report import EXPLAINED
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
@@ -232,7 +232,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
     plan = own_images.make_plan(METHODS, settings, other, least + 0.3, imports=5.0)
     assert plan.settings["epochs"] == 1
     assert plan.other_seconds == pytest.approx(
-        OTHER_IMPORTS * 5.0 + 2 * 5.0, abs=3
+        STARTS * 5.0 + REPORT_SECONDS + 2 * 5.0, abs=3
     )  # 2 test images
     assert plan.duration.endswith(
         f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
