@@ -231,9 +231,8 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
     other = tmp_path / "other"  # an epoch takes 40 seconds, and there is time for one and a half
     plan = own_images.make_plan(METHODS, settings, other, least + 0.3, imports=5.0)
     assert plan.settings["epochs"] == 1
-    assert plan.other_seconds == pytest.approx(
-        STARTS * 5.0 + REPORT_SECONDS + 2 * 5.0, abs=3
-    )  # 2 test images
+    other_seconds = STARTS * 5.0 + REPORT_SECONDS + 2 * 5.0  # of 2 test images to be labelled
+    assert plan.other_seconds == pytest.approx(other_seconds, abs=3)
     assert plan.duration.endswith(
         f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
     )

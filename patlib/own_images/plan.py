@@ -52,8 +52,8 @@ BATCH_SIZE = 8
 MEASURED, MEASURED_SECONDS = 0.005, 2.0  # of the time, and at most, for one kind of work
 OVERRUN = 0.05  # of the time: a plan may be longer by so much if that is nearer than a shorter one
 CLOSE = 0.1  # of the time: a plan that ends so far from it says so
-# What is not measured: the start of the command takes the seconds of the imports so many times, since
-# it has imports of its own; figures and intervals take so many seconds.
+# What is not measured: the start of the command, with imports of its own, takes so many times the
+# seconds of those of the notebook; figures and intervals take so many seconds.
 STARTS, REPORT_SECONDS = 1.2, 8.0
 PLAN = "plan.json"
 
