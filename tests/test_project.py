@@ -81,7 +81,7 @@ def imported(folder):
 
 def test_imports_are_declared_and_what_training_declares_is_imported():
     train = {canonicalize_name(r.name) for r in [*CORE, *EXTRAS["train"]]}
-    # IPython comes with Jupyter, MyST-NB and docutils with Jupyter Book; only the book imports them.
+    # IPython comes with Jupyter, MyST-NB and docutils with Jupyter Book; only the book needs them.
     book = (
         train
         | {canonicalize_name(r.name) for r in EXTRAS["book"]}
