@@ -2,7 +2,8 @@
 
 A notebook is executed with its default parameters, on one thread, in an empty folder. What differs
 from run to run without meaning (times, progress bars) is not stored. A notebook that fails is left
-as it was. Status, time and surroundings go into executed.csv, which the book's last page shows.
+as it was. Status, seconds and surroundings go into executed.csv, which the book's last page shows;
+the minutes are on the page "Rerun and extend", too.
 """
 
 import csv
@@ -59,7 +60,7 @@ def execute(notebook: Path) -> bool:
     row["seconds"] = round(time.perf_counter() - start)
     row["date (UTC)"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
     here = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    row["device"] = here["device"]
+    row["device"] = f"{here['device']}, {os.cpu_count()} cores"
     versions = {"Python": platform.python_version(), **{p: here["versions"][p] for p in SHOWN}}
     row["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     note(row, notebook.parent)

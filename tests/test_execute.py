@@ -145,7 +145,8 @@ def test_outputs_are_stored_and_a_failing_notebook_stays_as_it_was(tmp_path, exe
         "good": "succeeded",
     }
     row = rows["good"]
-    assert row["device"] and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", row["date (UTC)"])
+    assert re.fullmatch(r".+, \d+ cores", row["device"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", row["date (UTC)"])
     assert 0 <= int(row["seconds"]) < 1000 and "torch " in row["versions"]
 
 

@@ -1,9 +1,13 @@
 """A comparison on one's own images: what is refused, planned, chosen, and left behind."""
 
 import json
+import multiprocessing
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import papermill
@@ -21,7 +25,7 @@ from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import Trained, load_trained
 from patlib.own_images.folder import kind_of_tail, near_duplicates
-from patlib.own_images.plan import SEEDS, Plan, check_losses, fit, measure
+from patlib.own_images.plan import REPORT_SECONDS, SEEDS, STARTS, Plan, check_losses, fit, measure
 from patlib.own_images.report import EXPLAINED
 from patlib.study.statistics import Difference, mean_iou
 from patlib.training import Learner
@@ -178,17 +182,22 @@ def test_the_kind_of_tail(sizes, said):
 
 
 def test_what_fits_is_the_most_seeds_with_enough_steps():
-    """Every plan ends within the time; one more epoch would not."""
+    """No other number of epochs ends nearer to the time, but for those over it by over 5 %."""
     for seconds in (5, 20, 60, 600, 6000, 60_000):
         for steps in (3, 40, 400):
             number, epochs = fit(seconds, 2.0, 1.5, steps)
+            ends = {e: number * (2 + 1.5 * e) for e in range(1, 201)}
+            allowed = {e: abs(end - seconds) for e, end in ends.items() if end <= 1.05 * seconds}
             if epochs:
-                assert number * (2 + 1.5 * epochs) <= seconds
-            assert epochs == 200 or number * (2 + 1.5 * (epochs + 1)) > seconds
+                assert allowed[epochs] == min(allowed.values())
+            else:
+                assert not allowed
             assert epochs * steps >= dict(SEEDS)[number] or epochs == 200
     assert fit(1, 2.0, 1.5, 10) == (1, 0)
     assert fit(60_000, 2.0, 1.5, 10) == (5, 200)
     assert fit(100, 2.0, 1.5, 10, seeds=4) == (4, 15)
+    assert fit(100, 0.0, 26.0, 10, seeds=1) == (1, 4)  # 104 seconds are nearer than 78
+    assert fit(100, 0.0, 18.0, 10, seeds=1) == (1, 5)  # 90, because 108 are too many
 
 
 def test_losses_by_name_and_by_settings():
@@ -210,7 +219,7 @@ def test_losses_by_name_and_by_settings():
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkeypatch):
-    speed = {"step": 10.0, "image": 0.1, "scored_image": 0.1, "save": 0.0}
+    speed = {"step": 10.0, "image": 0.1, "scored_image": 0.1, "save": 0.0, "label": 5.0}
     speeds = dict.fromkeys(METHODS, speed)
     monkeypatch.setattr("patlib.own_images.plan.measure", lambda *args: speeds)
     settings = plan_settings(folder)
@@ -218,7 +227,15 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
         own_images.make_plan(METHODS, settings, tmp_path / "out", 0.5)
     least = float(re.search(r"at least ([\d.]+)", str(e.value))[1])
     plan = own_images.make_plan(METHODS, settings, tmp_path / "out", least + 0.1)
-    assert plan.settings["epochs"] == 1 and plan.all_seconds <= 60 * (least + 0.1)
+    assert plan.settings["epochs"] == 1 and plan.all_seconds <= 1.05 * 60 * (least + 0.1)
+    other = tmp_path / "other"  # an epoch takes 40 seconds, and there is time for one and a half
+    plan = own_images.make_plan(METHODS, settings, other, least + 0.3, imports=5.0)
+    assert plan.settings["epochs"] == 1
+    other_seconds = STARTS * 5.0 + REPORT_SECONDS + 2 * 5.0  # of 2 test images to be labelled
+    assert plan.other_seconds == pytest.approx(other_seconds, abs=3)
+    assert plan.duration.endswith(
+        f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
+    )
 
 
 METHODS = {"CE": {"loss": "ce"}, "BMS": {"loss": "bms"}}
@@ -230,12 +247,12 @@ def plan_settings(folder):
     )
 
 
-def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 0.1)
+def test_measuring_leaves_nothing_and_measures_each_part(folder, tmp_path):
     plan = own_images.make_plan(METHODS, plan_settings(folder), tmp_path / "out", 0.6, seeds=2)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["plan.json"]
     assert plan.seeds == [0, 1] and plan.settings["epochs"] >= 1
-    assert 0 < sum(plan.run_seconds.values()) < plan.all_seconds <= 36.5
+    assert 0 < sum(map(plan.run_seconds, METHODS)) < plan.all_seconds <= 1.05 * 36
+    assert f"about {plan.all_seconds / 60:.1f} minutes in all" == plan.duration
     # Asked for again it is the same, whatever the budget; for others it is refused.
     settings = plan_settings(folder)
     assert own_images.make_plan(METHODS, settings, tmp_path / "out", 99) == plan
@@ -251,7 +268,6 @@ def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
         split: load_arrays(build_dataset("folder", folder, split, SIZE))
         for split in ("train", "validation", "test")
     }
-    monkeypatch.setattr("patlib.own_images.plan.MEASURED_SECONDS", 1e-6)
     shown = []
     original = Learner.train_epoch
     monkeypatch.setattr(
@@ -260,7 +276,7 @@ def test_measured_steps_are_those_of_training(folder, tmp_path, monkeypatch):
         lambda self, epoch: shown.append(len(self.images)) or original(self, epoch),
     )
     config = RunConfig(**{**plan_settings(folder), "batch_size": 4})
-    speeds = measure({"CE": config, "PAT": replace(config, loss="pat")}, arrays, tmp_path)
+    speeds = measure({"CE": config, "PAT": replace(config, loss="pat")}, arrays, tmp_path, 1e-6)
     assert shown == [4, 4, 4] and not list(tmp_path.glob(".*"))
     assert speeds.keys() == {"CE", "PAT"}
     assert all(seconds > 0 for speed in speeds.values() for seconds in speed.values())
@@ -285,7 +301,7 @@ def compared(tmp_path_factory):
 def small_plan(folder):
     settings = {**plan_settings(folder), "epochs": 6, "learning_rate": 0.01}
     seconds = dict.fromkeys(METHODS, 1.0)
-    return Plan(METHODS, settings, [0, 1], {}, seconds, 600.0, 700.0)
+    return Plan(METHODS, settings, [0, 1], {}, 2, seconds, seconds, 600.0, 20.0)
 
 
 def finish(found, plan, out):
@@ -362,33 +378,88 @@ def test_the_report_is_one_file_and_shows_names_as_text(compared):
     assert len(page) < 3_000_000
 
 
-class Killed(BaseException):
-    pass
+# Imports patlib once; the processes that are killed are forks of it.
+KILLED = multiprocessing.get_context("forkserver")
+KILLED.set_forkserver_preload(["patlib.own_images"])
+
+
+def compare_and_die(folder, out, cache, call):
+    """A comparison that ends by SIGKILL, before which nothing is cleaned up."""
+    torch.set_num_threads(1)
+    os.environ["PATLIB_CACHE"] = cache
+    original, calls = patlib.training.save_checkpoint, []
+
+    def deadly(path, content):
+        original(path, content)
+        calls.append(path)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    patlib.training.save_checkpoint = deadly
+    finish(own_images.survey(folder), small_plan(folder), out)
 
 
 @pytest.mark.parametrize("call", [2, 15])
 def test_killed_and_started_again_it_ends_with_the_same_report(
     compared, tmp_path, monkeypatch, call
 ):
-    """Killed after some epochs of one run, or after a whole seed."""
+    """Killed after some epochs of the first run, or of one in the second seed."""
     found, plan, out, _ = compared
-    calls = []
-    original = patlib.training.save_checkpoint
-
-    def deadly(path, content):
-        original(path, content)
-        calls.append(path)
-        if len(calls) == call:
-            raise Killed
-
-    monkeypatch.setattr(patlib.training, "save_checkpoint", deadly)
-    with pytest.raises(Killed):
-        finish(found, plan, tmp_path / "out")
+    arguments = (found.root, tmp_path / "out", str(tmp_path / "cache"), call)
+    killed = KILLED.Process(target=compare_and_die, args=arguments)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    saved, original = [], patlib.training.save_checkpoint
+    monkeypatch.setattr(
+        patlib.training,
+        "save_checkpoint",
+        lambda path, content: saved.append(path) or original(path, content),
+    )
     finish(found, plan, tmp_path / "out")
-    assert len(calls) == 2 * 2 * 6  # no epoch was trained twice
+    assert call + len(saved) == 2 * 2 * 6  # no epoch was trained twice
     for name in ("report.html", "scores.csv"):
         expected = (out / name).read_text().replace(str(out), str(tmp_path / "out"))
         assert (tmp_path / "out" / name).read_text() == expected
+    same = [np.load(path / "best" / "test_images.npz") for path in (out, tmp_path / "out")]
+    np.testing.assert_array_equal(*(file["labels"] for file in same))
+
+
+@pytest.mark.parametrize(
+    ("slowness", "seeds", "epochs"),
+    [
+        (1.02, [0, 1], 6),  # within 8 % of the time: as planned
+        (0.5, [0, 1], 12),  # (27 - 2 * 0.5) / 2 = 13 seconds a seed, of 2 * 0.5 * (1 + epochs)
+        (2.0, [0, 1], 2),  # (27 - 2 * 2) / 2 = 11.5 seconds a seed, of 2 * 2 * (1 + epochs)
+    ],
+)
+def test_epochs_are_planned_anew_if_the_first_ones_are_not_as_measured(
+    compared, tmp_path, monkeypatch, slowness, seeds, epochs
+):
+    """27 seconds for 2 seeds of 2 losses with 6 epochs, each of a second, and a second beside."""
+    plan = replace(compared[1], training_seconds=27.0)
+    now = [0.0]
+    original = Learner.train_epoch
+
+    def train_epoch(self, *arguments):
+        now[0] += slowness
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Learner, "train_epoch", train_epoch)
+    comparison = patlib.own_images.comparison
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(comparison, "WATCHED_SECONDS", 1.5 * slowness)  # two epochs
+    said = []
+    kept = own_images.train_all(plan, tmp_path, say=said.append, progress=False)
+    changed = epochs != 6
+    assert (kept.seeds, kept.settings["epochs"], kept.revised) == (seeds, epochs, changed)
+    assert any(f"{slowness:.2f} times as long" in line for line in said) == changed
+    runs = load_trained(kept, tmp_path)
+    assert {run.record.config["epochs"] for run in runs} == {epochs} and len(runs) == 4
+    if changed:  # started again, it does not look again
+        assert kept.training_seconds == pytest.approx(27 - 2 * slowness)  # two epochs are lost
+        again = Plan(**json.loads((tmp_path / "plan.json").read_text()))
+        assert again == kept == own_images.train_all(again, tmp_path, say=said.append)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +468,7 @@ def test_killed_and_started_again_it_ends_with_the_same_report(
         (10.0, True, [0, 1, 2], ""),  # as planned: 3 seeds, 2 runs each, 60 seconds
         (21.0, True, [0], "2 seed(s) left out"),
         (13.0, True, [0, 1], "1 seed(s) left out"),
+        (10.4, True, [0, 1, 2], ""),  # 2 seconds late are nearer than 18 early
         (7.0, True, [0, 1, 2, 3], "one more seed"),
         (7.0, False, [0, 1, 2], ""),
         (1.0, True, [0, 1, 2, 3, 4], "one more seed"),
@@ -406,8 +478,7 @@ def test_seeds_are_left_out_or_added_as_the_time_is(
     compared, tmp_path, monkeypatch, seconds, more, seeds, said
 ):
     _, plan, _, _ = compared
-    times = dict.fromkeys(METHODS, 10.0)
-    plan = replace(plan, seeds=[0, 1, 2], run_seconds=times, training_seconds=60.0, more_seeds=more)
+    plan = replace(plan, seeds=[0, 1, 2], training_seconds=60.0, more_seeds=more, revised=True)
     record = RunRecord({}, {}, {"seconds": {"all": seconds}})
     monkeypatch.setattr(patlib.own_images.comparison, "train", lambda *a, **k: record)
     lines = []

@@ -81,11 +81,11 @@ def imported(folder):
 
 def test_imports_are_declared_and_what_training_declares_is_imported():
     train = {canonicalize_name(r.name) for r in [*CORE, *EXTRAS["train"]]}
-    # IPython comes with Jupyter, MyST-NB with Jupyter Book; only notebooks import them.
+    # IPython comes with Jupyter, MyST-NB and docutils with Jupyter Book; only the book needs them.
     book = (
         train
         | {canonicalize_name(r.name) for r in EXTRAS["book"]}
-        | {"ipython", "nbformat", "myst-nb"}
+        | {"ipython", "nbformat", "myst-nb", "docutils"}
     )
     # What one command or function needs, and asks for if it is missing.
     optional = {canonicalize_name(r.name) for r in EXTRAS["export"]} | {"ipython", "papermill"}

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from ast import literal_eval
 from pathlib import Path
 from unittest import mock
@@ -97,6 +98,22 @@ def test_python_of_the_page_runs(tmp_path, monkeypatch):
     poly = space["PolyLoss"](a=2.0, num_classes=4)
     value = poly(torch.zeros(1, 4, 1, 2), torch.tensor([[[1, 255]]])).item()
     assert value == pytest.approx(np.log(4) + 2 * 0.75)
+
+
+def test_minutes_of_every_notebook_are_those_of_its_execution(tmp_path):
+    sys.path.insert(0, str(ROOT / "book"))  # as Sphinx does
+    from execution_times import EXECUTED, minutes_of
+
+    stored = [row[0] for row in minutes_of(EXECUTED)[1:]]
+    notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert stored == [f"[](../notebooks/{name})" for name in notebooks]
+    assert all(float(row[1]) <= 2 for row in minutes_of(EXECUTED)[1:])  # as the page says
+    (tmp_path / "executed.csv").write_text(
+        'notebook,seconds,device,date (UTC)\none,75,"cpu, 2 cores",2026-11-24 09:43\n'
+    )
+    assert minutes_of(tmp_path / "executed.csv")[1] == [
+        *("[](../notebooks/one)", "1.2", "cpu, 2 cores", "2026-11-24 09:43"),
+    ]
 
 
 def test_pat_is_as_many_times_cross_entropy_as_there_are_classes():

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from lightning.fabric.loggers import Logger
 from scipy import stats
 
 from patlib.data.cache import whole_folder
 from patlib.metrics import score_groups, scores_of_counts
-from patlib.own_images.plan import Plan, save_plan
+from patlib.own_images.plan import OVERRUN, Plan, revise, save_plan
 from patlib.prediction import Predictor
 from patlib.records import IMAGES, RECORD, RunRecord
 from patlib.study.statistics import Difference, bootstrap_differences, interval, mean_iou
@@ -25,7 +27,9 @@ from patlib.training import open_split, train
 
 RESAMPLES = 2000
 ENOUGH_STEPS = 1000  # of a run, from which nothing is said of its length
-OVERTIME = 1.05  # of the planned time; seeds that would end later are left out
+WATCHED = 0.03  # of the time for training: how long the first run is watched, ...
+WATCHED_SECONDS = 15.0  # ... and at least
+OFF_PLAN = 0.08  # of that time: a plan that would miss it by more is made anew
 MAX_SEEDS = 5
 METRICS = {"miou": "mIoU", "head": "head", "mid": "middle", "tail": "tail"}
 
@@ -38,37 +42,106 @@ def train_all(
 ) -> Plan:
     """Train the runs of a plan, seed by seed, those that are finished left as they are.
 
-    Machines are not always as fast as they were when they were measured. After each seed the
-    seconds of the runs so far are compared with the plan: seeds that would end too late are left
-    out, and as long as another one fits, it is added, unless the number of seeds was given. The
-    plan in the folder then says so. The seconds are those of the records, so that a comparison
+    Machines are not always as fast as they were when they were measured. If the first epochs are
+    much slower or faster, the plan is made anew, and the first run starts again. After each seed
+    the seconds of the runs so far are compared with the plan: seeds that would end too late are
+    left out, and as long as another one fits, it is added, unless the number of seeds was given.
+    The plan in the folder then says so. The seconds are those of the records, so that a comparison
     that was killed goes on with the same account.
 
     Returns:
         The plan with the seeds that were run.
     """
     folder = Path(output_dir).expanduser()
+    plan = _with_true_speed(plan, folder, say, progress)
     left, done = plan.training_seconds, 0
+    slack = OVERRUN * left
     while done < len(plan.seeds):
         seed = plan.seeds[done]
         spent = 0.0
         for method in plan.methods:
             config = plan.config(method, seed, folder)
             if not (Path(config.output_dir).expanduser() / RECORD).is_file():
-                ends = datetime.now() + timedelta(seconds=plan.run_seconds[method])
-                say(f"{method}, seed {seed}: until about {ends:%H:%M:%S}")
+                _say_run(plan, method, seed, say)
             spent += train(config, progress=progress).provenance["seconds"]["all"]
         done += 1
         left -= spent
-        if done < len(plan.seeds) and spent > OVERTIME * left:
+        if done < len(plan.seeds) and spent > left + slack:
             say(f"Slower than measured: {len(plan.seeds) - done} seed(s) left out.")
             plan = replace(plan, seeds=plan.seeds[:done], more_seeds=False)
             save_plan(plan, folder)
-        elif done == len(plan.seeds) < MAX_SEEDS and plan.more_seeds and spent <= left:
+        elif done == len(plan.seeds) < MAX_SEEDS and plan.more_seeds and spent <= left + slack:
             say("Faster than measured: one more seed.")
             plan = replace(plan, seeds=[*plan.seeds, max(plan.seeds) + 1])
             save_plan(plan, folder)
     return plan
+
+
+def _with_true_speed(plan: Plan, folder: Path, say: Callable[[str], None], progress: bool) -> Plan:
+    """Train the first run. If its epochs show that the plan would miss the time, plan anew."""
+    method = next(iter(plan.methods))
+    config = plan.config(method, plan.seeds[0], folder)
+    run = Path(config.output_dir).expanduser()
+    if plan.revised or (run / RECORD).is_file():
+        return plan
+    _say_run(plan, method, plan.seeds[0], say)
+    try:
+        train(config, progress=progress, logger=Watch(plan))
+    except OffPlanError as stopped:
+        shutil.rmtree(run)  # before the plan changes: the folder would be refused under a new one
+        save_plan(stopped.plan, folder)
+        say(f"{stopped}: {stopped.plan}; {stopped.plan.duration}.")
+        return stopped.plan
+    return plan
+
+
+def _say_run(plan: Plan, method: str, seed: int, say: Callable[[str], None]) -> None:
+    ends = datetime.now() + timedelta(seconds=plan.run_seconds(method))
+    say(f"{method}, seed {seed}: until about {ends:%H:%M:%S}")
+
+
+class OffPlanError(Exception):
+    """The first run shows that all would end far from the plan; ``plan`` is a better one."""
+
+    def __init__(self, slowness: float, plan: Plan):
+        super().__init__(f"Epochs take {slowness:.2f} times as long as measured. A new plan")
+        self.plan = plan
+
+
+class Watch(Logger):
+    """Looks once, after some epochs of the first run, whether they take the planned seconds.
+
+    Raises:
+        OffPlanError: all would end more than ``OFF_PLAN`` from the time that there is, and other
+            epochs or seeds would not.
+    """
+
+    name, version = "watch", None
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.epochs, self.started, self.looked = 0, time.perf_counter(), False
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        plan, seconds = self.plan, time.perf_counter() - self.started
+        self.epochs += 1
+        enough = seconds >= max(WATCHED_SECONDS, WATCHED * plan.training_seconds)
+        if self.looked or not enough:
+            return
+        self.looked = True
+        slowness = seconds / self.epochs / plan.epoch_seconds[next(iter(plan.methods))]
+        better = revise(plan, slowness, seconds)
+        miss = abs(slowness * plan.planned_seconds - plan.training_seconds)
+        new_miss = abs(better.planned_seconds - better.training_seconds)
+        if miss > max(OFF_PLAN * plan.training_seconds, new_miss) and _runs(better) != _runs(plan):
+            raise OffPlanError(slowness, better)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """There is nothing to do."""
+
+
+def _runs(plan: Plan) -> tuple[int, int]:
+    return len(plan.seeds), plan.settings["epochs"]
 
 
 @dataclass(frozen=True)
@@ -286,7 +359,7 @@ def verdict(found: Comparison) -> list[str]:
 
 
 def _each(differences: Iterable[Difference]) -> str:
-    return ", ".join(f"{d.method} {signed(d.mean)}" for d in differences)
+    return "; ".join(f"{d.method} {signed(d.mean)}" for d in differences)
 
 
 def _short_runs(found: Comparison) -> list[str]:

@@ -328,7 +328,10 @@ def notes(found: Survey) -> list[str]:
 
 
 def kind_of_tail(found: Survey) -> str:
-    """Whether rare classes are in few images or small where they are, and what that suggests."""
+    """Whether rare classes are in few images or small where they are, and which losses see that.
+
+    What a loss divides by follows from its formula; whether that helps is not said.
+    """
     sizes = found.splits["train"]
     pixels, images = sizes.sum(0), (sizes > 0).sum(0)
     there = np.flatnonzero(pixels)
@@ -349,16 +352,22 @@ def kind_of_tail(found: Survey) -> str:
         return text + "A short tail: cross-entropy may well do."
     if inside > 3 * between:
         text += (
-            "The tail is made of classes that are small where they are. Losses that divide by the "
-            "size in the image, such as PAT, even that out, as do losses by class frequency."
+            "The tail is made of classes that are small where they are. PAT divides by the size in "
+            "the image, 1/√S by its root; losses by class frequency (BMS, weighted cross-entropy) "
+            "see it too."
         )
     elif between > 3 * inside:
         text += (
-            "The tail is made of classes in few images. Losses by class frequency (BMS, weighted "
-            "cross-entropy) and samplers even that out; PAT leaves it as it is."
+            "The tail is made of classes in few images. PAT and 1/√S, which divide by the size in "
+            "the image, leave that as it is; losses by class frequency (BMS, weighted "
+            "cross-entropy) and samplers do not."
         )
     else:
-        text += "The tail is made of both: classes in few images, and small where they are."
+        text += (
+            "The tail is made of both: classes in few images, and small where they are. PAT and "
+            "1/√S divide by the size in the image and leave the number of images as it is; losses "
+            "by class frequency (BMS, weighted cross-entropy) see the product."
+        )
     tail = [names[c] for c in groups["tail"]]
     return f"{text} The tail of the scores is {_quoted(tail)}." if tail else text
 

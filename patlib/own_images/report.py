@@ -21,6 +21,7 @@ from patlib.own_images.comparison import (
     verdict,
 )
 from patlib.own_images.folder import Survey, notes
+from patlib.own_images.plan import CANDIDATES
 
 REPORT, SCORES = "report.html", "scores.csv"
 #: what the methods are, by the loss, for readers who do not know them
@@ -39,6 +40,8 @@ EXPLAINED = {
     "lovasz": "overlap of regions (Lovász)",
     "mix": "a sum of losses",
 }
+#: ... and of those by their label that are another form of a loss
+EXPLAINED_LABELS = {"1/√S": "a pixel weighs 1/√S, S the pixels of its class in the image"}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
@@ -170,6 +173,8 @@ def _explain(methods: Mapping[str, Mapping]) -> str:
 
     def text(label: str, settings: Mapping) -> str:
         params = settings.get("loss_params", {})
+        if settings == CANDIDATES.get(label) and label in EXPLAINED_LABELS:
+            return f"{label}: {EXPLAINED_LABELS[label]}"
         told = EXPLAINED.get(settings["loss"], settings["loss"])
         if settings["loss"] == "mix" and "losses" in params:
             told += " (" + ", ".join(f"{a:g} {name}" for name, a in params["losses"].items()) + ")"
