@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from patlib.checks import check_number
 
 from ._checks import MOST_WEIGHT, ClassCounts
-from ._formula import SegmentationLoss
+from ._formula import SegmentationLoss, computed_in, fitted
 
 DEFAULT = {"ce": 0.25, "jaccard": 0.75}
 
@@ -114,7 +115,16 @@ class MixLoss(SegmentationLoss):
         )
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return sum(a * self.parts[name](logits, target) for name, a in self.losses.items())
+        parts = [self.parts[name](logits, target) for name in self.losses]
+        value = sum(a * part for a, part in zip(self.losses.values(), parts, strict=True))
+        dtype = computed_in(logits)
+        if logits.device.type != "cpu" or torch.compiler.is_compiling() or dtype == torch.float64:
+            return value
+        largest = torch.finfo(dtype).max
+        if all(part.detach().max() < largest for part in (*parts, value) if part.numel()):
+            return value
+        # A part, or the sum, does not fit float32.
+        return fitted(self(logits.double(), target), dtype)
 
     def _prior(self, class_sizes: Tensor) -> None:
         return None

@@ -17,7 +17,7 @@ from ._checks import (
     check_class_weights,
     fill_absent,
 )
-from ._formula import SegmentationLoss, computed_in, reduce, smallest_log
+from ._formula import SegmentationLoss, computed_in, reduce, smallest_log, sum_of
 from ._fused import pixel_loss
 from ._prior import pointwise_prior
 from .class_weights import weights_of_call, with_weights
@@ -211,10 +211,10 @@ def pat_loss(
         ),
     )
     if reduction != "mean":
-        return reduce(loss, labels, reduction)
+        return reduce(loss, logits, labels, reduction)
     if normalize == "images":
-        return loss.sum() / max(len(loss), 1)  # Eq. (4), the mean over images
-    return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
+        return sum_of(loss, logits, max(len(loss), 1))  # Eq. (4), the mean over images
+    return sum_of(loss, logits, total.where(total > 0, 1))  # no valid pixel: 0 / 1
 
 
 class PATLoss(SegmentationLoss):
