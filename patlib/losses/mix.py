@@ -98,9 +98,10 @@ class MixLoss(SegmentationLoss):
             for name, a in losses.items()
         }
         self.params = {name: dict(own) for name, own in params.items()}
-        self.parts = nn.ModuleDict(
-            {
-                name: build_loss(
+        self.parts = nn.ModuleDict()
+        for name in losses:
+            try:
+                self.parts[name] = build_loss(
                     name,
                     num_classes,
                     class_counts,
@@ -110,9 +111,8 @@ class MixLoss(SegmentationLoss):
                     reduction=reduction,
                     **self.params.get(name, {}),
                 )
-                for name in losses
-            }
-        )
+            except ValueError as error:
+                raise ValueError(f"losses: {name!r} of the sum: {error}") from error
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         parts = [self.parts[name](logits, target) for name in self.losses]
