@@ -1,5 +1,6 @@
 """What the benchmarks share: where they ran, the spread of repetitions, the record."""
 
+import argparse
 import json
 import os
 import platform
@@ -30,6 +31,20 @@ VARIANTS = {
 
 # F.cross_entropy, and the two formulas on one-hot tensors below.
 BASELINE, TEXTBOOK_CE, TEXTBOOK_PAT = "F.cross_entropy", "ce, one-hot", "pat, one-hot"
+
+
+def add_device(parser):
+    """The option ``--device``: of those that this machine has."""
+    gpu = torch.cuda.is_available()
+    choices = ("cpu", "cuda") if gpu else ("cpu",)
+    parser.add_argument("--device", choices=choices, default=choices[-1])
+
+
+def positive(text):
+    """An option that is an integer >= 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    return int(text)
 
 
 def textbook_ce(logits, target):

@@ -34,8 +34,10 @@ from common import (
     PAPER,
     TEXTBOOK_CE,
     TEXTBOOK_PAT,
+    add_device,
     build,
     peak_bytes,
+    positive,
     save,
     seconds,
     sizes_of,
@@ -143,10 +145,10 @@ def measure(image_size, num_classes, batch_size, width, repetitions, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, help="16 on a GPU, 2 on a CPU")
-    parser.add_argument("--width", type=int, default=32, help="of SegNet")
+    add_device(parser)
+    parser.add_argument("--repetitions", type=positive, default=9)
+    parser.add_argument("--batch-size", type=positive, help="16 on a GPU, 2 on a CPU")
+    parser.add_argument("--width", type=positive, default=32, help="of SegNet")
     parser.add_argument("--quick", action="store_true", help="small images, two repetitions")
     options = parser.parse_args()
     device = torch.device(options.device)

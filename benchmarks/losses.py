@@ -18,8 +18,10 @@ import torch
 from common import (
     BASELINE,
     TEXTBOOK_PAT,
+    add_device,
     build_all,
     peak_bytes,
+    positive,
     save,
     seconds,
     sizes_of,
@@ -102,12 +104,24 @@ def copy_bytes_per_second(device) -> float:
     return 2 * source.nbytes / taken["median"]
 
 
+def batch_shape(text):
+    """An option such as 2x20x64x64."""
+    sizes = text.split("x")
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"must be BxLxHxW, such as 2x20x64x64, got {text!r}")
+    return tuple(map(positive, sizes))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repetitions", type=int, default=15)
+    add_device(parser)
+    parser.add_argument("--repetitions", type=positive, default=15)
     parser.add_argument(
-        "--shapes", nargs="+", metavar="BxLxHxW", help="only these, and write no record"
+        "--shapes",
+        type=batch_shape,
+        nargs="+",
+        metavar="BxLxHxW",
+        help="only these, and write no record",
     )
     parser.add_argument("--quick", action="store_true", help="a small batch, few repetitions")
     options = parser.parse_args()
@@ -116,7 +130,7 @@ def main():
     if options.quick:
         shapes, repetitions = QUICK_SHAPES, 2
     if options.shapes:
-        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
+        shapes = options.shapes
 
     content = {"ignored": IGNORED, "results": []}
     copied = None

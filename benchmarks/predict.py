@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import save, seconds, spread
+from common import add_device, save, seconds, spread
 from PIL import Image
 
 from patlib import RunConfig, load_model, train
@@ -47,7 +47,7 @@ def bare_loop(network, files, out, palette, device) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="24 images, one repetition")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import replace
 
 import torch
-from common import build, save, seconds, spread
+from common import add_device, build, save, seconds, spread
 
 from patlib import RunConfig, train
 from patlib.batches import SplitTensors
@@ -136,7 +136,7 @@ def measure_epochs(config, images, sizes, repetitions, device) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="small images, one repetition")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -5,6 +5,8 @@ that could be known; 1, something failed on the way. An error is one line on sta
 """
 
 import argparse
+import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
+from patlib import __version__
 from patlib.checks import check_choice, check_integer, check_number
 from patlib.config import DEVICES, RunConfig
 
@@ -24,15 +27,51 @@ NOTEBOOK = "own_images.ipynb"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, return the exit code."""
     parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # --image-size is --image_size.
+    arguments = [re.sub(r"^--[\w-]+", _underscored, argument) for argument in arguments]
     try:
         options = parser.parse_args(arguments)
         return COMMANDS[options.command](options[options.command])
-    except (argparse.ArgumentError, ValueError, FileNotFoundError) as error:
+    except argparse.ArgumentError as error:
+        return _complain(_in_plain_words(str(error)), REFUSED)
+    except (ValueError, FileNotFoundError) as error:
         return _complain(error, REFUSED)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on", FAILED)
     except Exception as error:  # a full disk, a loss that became NaN, a missing package, ...
         return _complain(error or type(error).__name__, FAILED)
+
+
+def _underscored(option: re.Match) -> str:
+    return "--" + option[0][2:].replace("-", "_")
+
+
+# What the parser calls by the names of Python's types.
+KINDS = {
+    "tuple": "HEIGHT and WIDTH in brackets, in pixels, such as [96,128]",
+    "int": "an integer",
+    "float": "a number",
+    "collections.abc.Mapping": "names and values in braces, such as {temperature: 20}",
+    "dict": "names and values in braces, such as {width: 16}",
+}
+
+
+def _in_plain_words(error: str) -> str:
+    """The parser's refusal of an option, as patlib says such things elsewhere."""
+    wrong = re.match(
+        r'Parser key "(\S+?)":.*?Expected an? <class \'([\w.]+)\'>.*[vV]alue: (.*)',
+        error,
+        re.DOTALL,
+    )
+    kind = wrong and ("tuple" if wrong[1] == "image_size" else wrong[2])
+    if kind in KINDS:
+        return f"{wrong[1]} must be {KINDS[kind]}, got {wrong[3].strip()!r}"
+    unknown = re.match(r"unrecognized arguments: --(\w+)", error)
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    if unknown and (close := difflib.get_close_matches(unknown[1], names, n=1)):
+        return f"{error} (did you mean --{close[0]}?)"
+    return error
 
 
 def _complain(error: object, code: int) -> int:
@@ -53,7 +92,9 @@ class _Formatter(DefaultHelpFormatter):
 def build_parser() -> ArgumentParser:
     """The parser; options of ``train`` are the fields of :class:`patlib.RunConfig`."""
     make = partial(ArgumentParser, exit_on_error=False, formatter_class=_Formatter)
-    parser = make(prog="patlib", description="Semantic segmentation with a long tail.")
+    parser = make(
+        prog="patlib", description="Semantic segmentation with a long tail.", version=__version__
+    )
     commands = parser.add_subcommands(dest="command")
 
     train = make(description="Train a network and score it. Started again, it goes on.")

@@ -143,7 +143,8 @@ class RunConfig:
             if isinstance(value, Path):
                 self._set(name, str(value))
             elif not (
-                (isinstance(value, str) and value) or (value is None and name == "data_root")
+                (isinstance(value, str) and value and "\0" not in value)
+                or (value is None and name == "data_root")
             ):
                 raise ValueError(f"{name} must be the path of a folder, got {value!r}")
 

@@ -52,6 +52,8 @@ def _check_type(name: str, value: Any, statement: ast.AnnAssign) -> None:
     optional = isinstance(statement.value, ast.Constant) and statement.value.value is None
     if value is None and optional:
         return
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{name} must be text without a null character, got {value!r}")
     kind = ast.unparse(statement.annotation)
     if kind == "int":
         checks.check_integer(name, value)

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -172,13 +172,15 @@ def resolve_precision(config: RunConfig) -> str:
 def output_folder(path: str | Path) -> Iterator[Path]:
     """The folder of a run, made if it is missing, for this process alone.
 
-    What killed processes left half-written is removed.
+    What killed processes left half-written is removed. So is the folder, if it was made here and an
+    error ends the run before there is anything in it.
 
     Raises:
         ValueError: it cannot be made or written to.
         RuntimeError: another process has it.
     """
     folder = Path(path).expanduser()
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -200,6 +202,11 @@ def output_folder(path: str | Path) -> Iterator[Path]:
             remove_unfinished(folder / name)
         yield folder
     finally:
+        if made and all(entry.name == LOCK for entry in folder.iterdir()):
+            (folder / LOCK).unlink()
+            with suppress(OSError):  # another process has put something beside it
+                for part in made:
+                    part.rmdir()
         lock.release()
 
 
@@ -245,6 +252,19 @@ def _train_and_score(
     quiet = not (progress and fabric.is_global_zero)
     bar = partial(tqdm, leave=False, mininterval=0.5, disable=quiet)
 
+    # What another run has in the folder is seen before anything is read, but for its data.
+    there = checkpoint = None
+    if (folder / RECORD).is_file():
+        there = RunRecord.load(folder / RECORD).run()
+    elif (folder / CHECKPOINT).is_file():
+        checkpoint = read_checkpoint(folder / CHECKPOINT)
+        there = checkpoint["run"]
+    if there is not None:
+        unknown = {"dataset", "data_params", "image_size"} if datasets is not None else set()
+        unknown |= {"model", "model_params"} if model is not None else set()
+        known = {k: v for k, v in config.settings().items() if k not in unknown}
+        _check_same_run(folder, {**there, **known}, there)
+
     own = {}  # settings that say what the user brought
     if datasets is None:
         opened = {split: open_split(config, split) for split in SPLITS}
@@ -262,13 +282,10 @@ def _train_and_score(
     settings = {**config.settings(), **own}
     fingerprints = {split: part.fingerprint for split, part in arrays.items()}
     run = run_and_data(settings, fingerprints)
-    if (folder / RECORD).is_file():
-        _check_same_run(folder, run, RunRecord.load(folder / RECORD).run())
-        return
-    checkpoint = None
-    if (folder / CHECKPOINT).is_file():
-        checkpoint = read_checkpoint(folder / CHECKPOINT)
-        _check_same_run(folder, run, checkpoint["run"])
+    if there is not None:
+        _check_same_run(folder, run, there)
+    if there is not None and checkpoint is None:
+        return  # it has a record
     sizes = class_sizes(arrays["train"], num_classes)
     class_counts, class_images = sizes.sum(0), (sizes > 0).sum(0)
     splits = {split: SplitTensors(part, fabric.device) for split, part in arrays.items()}

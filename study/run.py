@@ -3,8 +3,9 @@
     python study/run.py study/grids/NAME.yaml --data FOLDER --jobs 4
 
 Trains what has no record yet, ``--jobs`` runs side by side, each in a process of its own, and files
-each record as soon as it is there. An interrupted run goes on from its last epoch. A run that fails
-does not stop the others: the last lines name it, and the exit code is not zero. Where there are
+each record as soon as it is there. An interrupted run goes on from its last epoch; SIGTERM, SIGHUP
+and Ctrl-C end the runs as well. A run that fails does not stop the others: the last lines name it,
+and the exit code is not zero. Where there are
 several GPUs, each run gets the one with the fewest runs on it.
 
 With Snakemake and papermill at hand, ``study/Snakefile`` does the same through the training
@@ -15,8 +16,10 @@ import argparse
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -75,21 +78,32 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = str(options.threads or os.environ.get("OMP_NUM_THREADS", 1))
     failed = []
     with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {}
         try:
-            futures = {
-                pool.submit(in_process, train_and_file, run, *folders): name
-                for name, run in missing.items()
-            }
+            for name, run in missing.items():
+                futures[pool.submit(in_process, train_and_file, run, *folders)] = name
             for future in as_completed(futures):
                 name, succeeded = futures[future], future.result()
                 print("done  " if succeeded else "FAILED", name, flush=True)
                 if not succeeded:
                     failed.append(name)
-        finally:  # interrupted: start no more
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # interrupted: start no more, and leave none going
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                time.sleep(0.1)
+            print("interrupted; the same command goes on", file=sys.stderr)
+            raise
     if failed:
         print(f"{len(failed)} of {len(missing)} runs failed:", *failed, sep="\n", file=sys.stderr)
     return bool(failed)
+
+
+def stop(number: int, _: object) -> None:
+    """Handle a signal: end as after an exception, with the exit code of a shell."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def in_process(function: Callable, *args) -> bool:
@@ -179,4 +193,8 @@ def own_gpu() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup ignores it
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     sys.exit(main())

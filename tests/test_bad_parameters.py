@@ -9,20 +9,22 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from chapters import NOTEBOOKS, cells, source, tagged
+from chapters import NOTEBOOKS, Chapter, cells, source, tagged
 from faults import CHAOS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 import patlib.data.nyuv2.__main__
-from patlib import RunConfig
+from patlib import RunConfig, cli
 from patlib.config import parameter_defaults
 from patlib.data import SAMPLERS
 from patlib.losses import LOSSES, build_loss
@@ -229,14 +231,14 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_notebooks(name, tmp_path, monkeypatch):
+def test_checks_of_notebooks(name, tmp_path, monkeypatch):
+    """The cell that checks the parameters, after one of them has any value."""
     monkeypatch.chdir(tmp_path)  # own_images makes its output_dir and draws into it
     code = cells(name)
     number = next(i for i, cell in enumerate(code) if tagged(cell, "parameters"))
     own, check = source(code[number]), source(code[number + 1])
 
-    # The check alone is executed: what a value does in a whole notebook is in the tests of pages.
-    @settings(cases, max_examples=300 if CHAOS else 25)
+    @settings(cases, max_examples=2000 if CHAOS else 25)
     @given(st.sampled_from(PARAMETERS[name]), junk)
     def property_of(parameter, value):
         space = {"In": [own, f"# Parameters\n{parameter} = {value!r}"], "__name__": "__main__"}
@@ -253,6 +255,88 @@ def test_notebooks(name, tmp_path, monkeypatch):
         if default[parameter] is not None:
             assert isinstance(value, (int, float) if float in kinds else tuple(kinds))
             assert not isinstance(value, float) or math.isfinite(value)
+
+    property_of()
+
+
+small_size = st.tuples(st.integers(32, 64), st.integers(32, 64)).map(list)
+temperatures = st.floats(0.1, 1000)
+#: values of parameters, of the same name in all notebooks, with which one runs in seconds
+VALID = {
+    "seeds": st.sampled_from([None, [0], [0, 1]]),
+    "resamples": st.integers(1, 50),
+    "block": st.integers(1, 12),
+    "epochs": st.integers(1, 2),
+    "seed": st.integers(0, 2**31),
+    "image_size": small_size,
+    "num_classes": st.integers(3, 30),
+    "batch_size": st.integers(1, 8),
+    "temperature": temperatures,
+    "repetitions": st.integers(1, 3),
+    "data_params": st.sampled_from([{}, {"imbalance": 3}, {"num_classes": 5, "rare_size": 0.5}]),
+    "split": st.sampled_from(["train", "validation", "test"]),
+    "split_scheme": st.sampled_from(["official", "grouped", "paper"]),
+    "void": st.sampled_from(["ignore", "class"]),
+    "num_images": st.integers(1, 12),
+    "gamma": st.floats(0, 50),
+    "side": st.integers(50, 80),
+    "in_image": st.floats(0.02, 0.5),
+    "in_dataset": st.floats(0.001, 0.5),
+    "in_images": st.floats(0.01, 1),
+    "elsewhere": st.floats(0.5, 0.99),
+    "epsilon": st.floats(-2, 2),
+    "temperatures": st.lists(temperatures, min_size=1, max_size=2),
+    "gammas": st.lists(st.floats(0, 50), min_size=1, max_size=5),
+    "logits": st.lists(st.floats(-50, 50), min_size=4, max_size=8),
+    "true_class": st.integers(0, 3),
+    "size": st.integers(1, 10**6),
+    "loss": st.sampled_from([name for name in LOSSES if name != "mix"]),
+    "model": st.sampled_from(["segnet", "attention_unet"]),
+    "model_params": st.fixed_dictionaries({"width": st.integers(1, 3)}),
+    "optimizer": FIELDS["optimizer"],
+    "learning_rate": st.floats(1e-5, 1e-2),
+    "weight_decay": st.floats(0, 1e-2),
+    "augment": FIELDS["augment"],
+    "sampler": FIELDS["sampler"],
+    "precision": st.sampled_from(["32-true", "bf16-mixed"]),
+    "losses": st.lists(
+        st.sampled_from(["ce", "focal", "pat"]), min_size=2, max_size=2, unique=True
+    ),
+    "budget_minutes": st.floats(1, 2),
+}
+#: of single notebooks, and what is not drawn because the rest would take long
+OF_NOTEBOOKS = {
+    "own_images": {"seeds": st.just(1), "model": st.just("segnet"), "device": st.just("cpu")},
+    "train": {"batch_size": st.integers(20, 60), "device": st.just("cpu")},
+    "gradients": {"num_images": st.integers(2, 4)},
+}
+SHORT = {"resamples", "epochs", "image_size", "repetitions", "losses", "model_params", "model"}
+
+
+@pytest.mark.skipif(not CHAOS, reason="the short form executes the defaults, see test_notebooks.py")
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_whole_notebooks(name, tmp_path, monkeypatch):
+    """Drawn sets of allowed values: the notebook runs through, or names a parameter."""
+    values = {**VALID, **OF_NOTEBOOKS.get(name, {})}
+    always = SHORT | OF_NOTEBOOKS.get(name, {}).keys()
+    drawn = st.fixed_dictionaries(
+        {p: values[p] for p in PARAMETERS[name] if p in values and p in always},
+        optional={p: values[p] for p in PARAMETERS[name] if p in values and p not in always},
+    )
+
+    @settings(cases, max_examples=3, derandomize=True, phases=[Phase.generate])
+    @given(drawn)
+    def property_of(parameters):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        monkeypatch.chdir(folder)
+        print(parameters)
+        try:
+            page = Chapter(name, **parameters)
+        except ValueError as error:
+            assert named(error, parameters), (parameters, error)
+            return
+        assert page.glued or name == "own_images"
+        assert not [key for key, value in page.glued.items() if re.search(r"\bnan\b", str(value))]
 
     property_of()
 
@@ -278,6 +362,35 @@ def refused_or_done(main, given):
             os.chdir(folder)
         assert not list(Path(empty).iterdir())
     assert code in (0, 2, None) and (said.getvalue() or not given), (given, code)
+
+
+options_of = {
+    "train": [*FIELDS, "image-size", "loss_params.gamma", "epoch"],
+    "predict": ["out", "overlay", "prior_shift", "batch_size", "device"],
+    "compare": ["budget", "out", "losses", "seeds", "model", "model_params", "image_size"],
+}
+
+
+@cases
+@given(
+    st.sampled_from(list(options_of)).flatmap(
+        lambda command: st.tuples(
+            st.just(command),
+            st.lists(st.tuples(st.sampled_from(options_of[command]), arguments), max_size=3),
+        )
+    )
+)
+def test_patlib(given_command):
+    command, options = given_command
+    words = [word for name, value in options for word in (f"--{name}", value)]
+    words = {"train": [], "predict": ["nowhere", "nothing"], "compare": ["nowhere"]}[
+        command
+    ] + words
+    scores = dict.fromkeys(("miou", "head", "mid", "tail", "pixel_accuracy"), 0.5)
+    trained = mock.Mock(result={"test": scores})
+    # Nothing is trained: what RunConfig allows is in the other tests.
+    with mock.patch("patlib.training.train", lambda config: trained):
+        refused_or_done(cli.main, [command, *words])
 
 
 @cases

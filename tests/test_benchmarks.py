@@ -33,6 +33,29 @@ def is_spread(value, n):
     return value["n"] == n and 0 < value["q1"] <= value["median"] <= value["q3"]
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("losses --device nowhere", "argument --device: invalid choice: 'nowhere'"),
+        ("losses --repetitions 0", "argument --repetitions: must be an integer >= 1, got '0'"),
+        (
+            "losses --shapes 2x3",
+            "argument --shapes: must be BxLxHxW, such as 2x20x64x64, got '2x3'",
+        ),
+        ("losses --shapes 2x3x4x-1", "argument --shapes: must be an integer >= 1, got '-1'"),
+        ("figure6 --width x", "argument --width: must be an integer >= 1, got 'x'"),
+        ("training --device cud", "argument --device: invalid choice: 'cud'"),
+        ("predict --device 3", "argument --device: invalid choice: '3'"),
+    ],
+)
+def test_options_are_refused_by_name(script, monkeypatch, capsys, command, message):
+    name, *options = command.split()
+    monkeypatch.setattr("sys.argv", [name, *options])
+    with pytest.raises(SystemExit) as ended:
+        script(name).main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_losses_are_all_timed(script, tmp_path, monkeypatch, capsys):
     common, losses = script("common"), script("losses")
     monkeypatch.setattr("sys.argv", ["losses.py", "--quick", "--device", "cpu"])

@@ -181,7 +181,14 @@ def test_help_of_train_is_that_of_the_fields(capsys):
     [
         ("", 'expected "command" to be one of {train,predict,compare}'),
         ("trian", "invalid choice: 'trian'"),
-        ("train --epochs x", "epochs"),
+        ("train --epochs two", "epochs must be an integer, got 'two'"),
+        ("train --learning_rate x", "learning_rate must be a number, got 'x'"),
+        ("train --image_size 32 48", "image_size must be HEIGHT and WIDTH in brackets"),
+        ("train --image-size [32,x]", "image_size must be HEIGHT and WIDTH in brackets"),
+        ("train --loss_params 3", "loss_params must be names and values in braces"),
+        ("train --image_sise [32,48]", "(did you mean --image_size?)"),
+        ("compare x --seeds few", "seeds must be an integer, got 'few'"),
+        ("compare x --model_params 3", "model_params must be names and values in braces"),
         ("train --epochs 0", "epochs must be an integer >= 1, got 0"),
         ("train --foo ce", "unrecognized arguments: --foo ce"),
         ("train --loss cee", "did you mean 'ce'?"),
@@ -192,6 +199,40 @@ def test_what_is_refused_is_one_line_and_code_2(command, message, capsys, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     assert message in complaint(capsys)
+
+
+def test_options_may_have_hyphens(capsys):
+    assert main(["train", "--image-size", "[32,31]", "--loss-params.gamma=1", "--loss=focal"]) == 2
+    assert "image_size must be" in complaint(capsys)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and patlib.__version__ in capsys.readouterr().out
+
+
+def test_another_run_in_the_folder_is_refused_before_anything_is_read(
+    run, camvid_tree, capsys, monkeypatch
+):
+    before = sorted(path.name for path in run.iterdir())
+    monkeypatch.setattr("patlib.training.load_arrays", None)
+    assert main(["train", "--output_dir", str(run), "--loss", "ce"]) == 2
+    assert "holds another run: it differs in" in (said := complaint(capsys)) and "loss" in said
+    (run / "record.json").rename(run / "kept")
+    assert main(["train", "--output_dir", str(run), "--loss", "ce"]) == 2
+    assert "holds another run: it differs in" in complaint(capsys)
+    (run / "kept").rename(run / "record.json")
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_refusal_leaves_no_folder(tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    for out in ("new/run", "there"):
+        command = ["train", "--output_dir", str(tmp_path / out), "--device", "cpu"]
+        assert main([*command, "--batch_size", "100000", "--image_size", "[32,32]"]) == 2
+        assert "batch_size must be at most the" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_what_fails_on_the_way_is_one_line_and_code_1(tmp_path, capsys, monkeypatch):

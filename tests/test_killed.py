@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a run ends with the result of an undisturbed one."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -158,18 +159,69 @@ def test_killed_at_a_random_moment(number, camvid_tree, tmp_path, calm, monkeypa
     check_restarted(config, expected)
 
 
+RUN_PY = Path(__file__).parents[1] / "study" / "run.py"
+
+
+def write_grid(path, **settings):
+    """A grid of four runs."""
+    base = dict(dataset="synthetic", image_size=[32, 40], epochs=3, batch_size=60)
+    base |= dict(model_params={"width": 1, "stages": 1})
+    methods = {"CE": {"loss": "ce"}, "PAT": {}}
+    block = dict(settings={**base, **settings}, methods=methods, seeds=[0, 1])
+    path.write_text(json.dumps({"blocks": [block]}))
+
+
+def processes_of(folder):
+    """Processes that have a file in a folder open, by what Linux tells of them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            opened = [os.readlink(file) for file in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(path.startswith(str(folder)) for path in opened):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at /proc")
+@pytest.mark.parametrize("how", ["SIGTERM", *(("SIGHUP", "SIGINT") if CHAOS else ())])
+def test_a_grid_that_is_told_to_end_leaves_no_run_going(how, tmp_path):
+    """The process of the grid alone gets the signal, as a scheduler or `kill` sends it."""
+    how = getattr(signal, how)
+    write_grid(tmp_path / "grid.yaml", epochs=100_000)
+    folders = ["--records", tmp_path / "records", "--runs", tmp_path / "runs"]
+    grid = subprocess.Popen(
+        [sys.executable, RUN_PY, tmp_path / "grid.yaml", *folders],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "runs").glob("*/last.ckpt"))) < 1:
+            assert grid.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(processes_of(tmp_path / "runs")) == 1
+        grid.send_signal(how)
+        said = grid.communicate(timeout=30)[1]
+        assert grid.returncode == 128 + how
+        assert "interrupted; the same command goes on" in said
+        assert not processes_of(tmp_path / "runs")
+        assert len(list((tmp_path / "runs").iterdir())) == 1  # no other was started
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(grid.pid, signal.SIGKILL)
+
+
 @pytest.mark.skipif(not CHAOS, reason="the short form is in test_study.py")
 @pytest.mark.parametrize("number", range(3))
 def test_a_grid_killed_at_a_random_moment(number, tmp_path):
-    settings = dict(dataset="synthetic", image_size=[32, 40], epochs=3, batch_size=60)
-    settings |= dict(model_params={"width": 1, "stages": 1})
-    block = dict(settings=settings, methods={"CE": {"loss": "ce"}, "PAT": {}}, seeds=[0, 1])
-    (tmp_path / "grid.yaml").write_text(json.dumps({"blocks": [block]}))
-    run_py = Path(__file__).parents[1] / "study" / "run.py"
+    write_grid(tmp_path / "grid.yaml")
 
     def start(name):
         folders = ["--records", tmp_path / name, "--runs", tmp_path / f"runs-{name}"]
-        command = [sys.executable, run_py, tmp_path / "grid.yaml", *folders, "--jobs", "2"]
+        command = [sys.executable, RUN_PY, tmp_path / "grid.yaml", *folders, "--jobs", "2"]
         return subprocess.Popen(command, start_new_session=True)
 
     began = time.perf_counter()
@@ -180,7 +232,7 @@ def test_a_grid_killed_at_a_random_moment(number, tmp_path):
         killed.wait(np.random.default_rng(number).uniform(0.3, 0.9) * seconds)
     except subprocess.TimeoutExpired:
         os.killpg(killed.pid, SIGNALS[number % 2])
-    assert killed.wait() == -SIGNALS[number % 2]
+    assert killed.wait() == (143 if SIGNALS[number % 2] == signal.SIGTERM else -signal.SIGKILL)
     assert start("killed").wait() == 0
     files = {path.name for path in (tmp_path / "calm").iterdir()}
     assert files == {path.name for path in (tmp_path / "killed").iterdir()} and len(files) == 8

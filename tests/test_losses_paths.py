@@ -162,7 +162,8 @@ def test_true_class_that_is_ruled_out(name, params, path, dtype, monkeypatch):
     assert value == math.inf
     assert grad.isfinite().all() and grad[1, :, 2, 3].any()
     expected = value_and_gradient(loss, low.requires_grad_(), target)[1]
-    torch.testing.assert_close(grad, expected)
+    # The one of the infinite loss is computed in float64.
+    torch.testing.assert_close(grad, expected, rtol=max(1e-5, torch.finfo(dtype).eps), atol=1e-5)
 
 
 @every_loss

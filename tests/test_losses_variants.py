@@ -208,8 +208,24 @@ def test_functions_refuse_wrong_weights():
         ),
         ("ce", {"class_weights": "enet"}, {"class_counts": [1, 2]}, "of the 4 classes, got 2"),
         ("pat", {"sizes": "dataset"}, {"num_images": 3}, "class_counts must be .*got None"),
-        ("pat", {"sizes": "dataset"}, {"class_counts": COUNTS}, "num_images must be .*got None"),
-        ("pat", {"presence_exponent": 1}, {"class_counts": COUNTS}, "num_images must be .*None"),
+        (
+            "pat",
+            {"sizes": "dataset"},
+            {"class_counts": COUNTS},
+            "num_images must be given.*sizes='dataset', got None",
+        ),
+        (
+            "pat",
+            {"presence_exponent": 1},
+            {"class_counts": COUNTS},
+            "num_images, class_images must be given, which PAT needs for presence_exponent > 0",
+        ),
+        (
+            "mix",
+            {"losses": {"ce": 1, "ldam": 1}},
+            {},
+            "losses: 'ldam' of the sum: class_counts must be",
+        ),
         (
             "pat",
             {"presence_exponent": 1},

@@ -71,64 +71,134 @@ def largest(dtype, share):
     _, target = test_losses.make_batch((2, 3, 4, 4))
     logits = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double() - 0.5
     logits = logits / logits.abs().max()
-    logits[0, :, 0, 1], target[0, 0, 1] = torch.tensor([1.0, -1.0, 1.0]), 1
+    logits[0, :, 0, 1], target[0, 0, 1] = torch.tensor([1.0, -1.0, 0.5]), 1
     return (logits * (share * torch.finfo(dtype).max)).to(dtype), target
 
 
 @every_loss
-def test_the_largest_float16(name):
-    logits, target = largest(torch.float16, 1)
-    assert logits.abs().max() == 65504
-    softmax_is_hard(name, logits, target)
-
-
-@every_loss
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_the_largest_logits_whose_loss_fits_the_type(name, dtype):
-    """The sum over the 24 valid pixels, 20 times as large for LDAM, is to fit."""
-    softmax_is_hard(name, *largest(dtype, 5e-4))
-
-
-@every_loss
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_larger_logits_give_no_wrong_number(name, dtype):
+@every_type
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_largest_logits(name, dtype, reduction):
+    """What does not fit the type of the loss is its largest number; the gradient is exact."""
+    if name in REGION and reduction != "mean":
+        return
     logits, target = largest(dtype, 1)
-    loss = build(name, [50, 20, 5])(logits, target)
-    if name in REGION:
-        assert loss.item() == pytest.approx(hard_reference(name, logits, target), rel=1e-5)
-    else:
-        assert not loss.isfinite()
-
-
-def softmax_is_hard(name, logits, target):
+    assert logits.max() == torch.finfo(dtype).max
     logits = logits.requires_grad_()
-    loss = build(name, [50, 20, 5])(logits, target)
-    loss.backward()
-    assert loss.isfinite() and logits.grad.isfinite().all()
-    assert loss.item() == pytest.approx(hard_reference(name, logits, target), rel=1e-5)
+    loss = build(name, [50, 20, 5], reduction=reduction)(logits, target)
+    loss.sum().backward()
+    # Halved many times, so that the exact loss fits float64.
+    halved = loss.detach().numpy().astype(np.float64) * 2.0**-30
+    np.testing.assert_allclose(
+        halved, hard_reference(name, logits, target, reduction, 2.0**-30), rtol=1e-5
+    )
+    gradient = hard_gradient(name, logits, target, reduction)
+    if gradient is not None:
+        np.testing.assert_allclose(logits.grad.double(), gradient, rtol=5e-3, atol=1e-30)
+    assert logits.grad.isfinite().all()
 
 
-def hard_reference(name, logits, target):
-    """For logits so far apart that p is 0 or 1: -log p = max x - x_y, and weights of p."""
-    x, target = logits.detach().double().numpy(), target.numpy()
+def hard(name, logits, target):
+    """Adjusted logits z, true classes y, and what the losses max z - z_y of these are times.
+
+    The logits are so far apart that p is 0 or 1.
+    """
+    z, target = logits.detach().double().numpy(), target.numpy()
     valid = target != 255
-    if name in REGION:
-        hard = np.where(x == x.max(1, keepdims=True), 0.0, -1e4)
-        return test_losses_regions.reference(name, hard, target, {})
     y = np.where(valid, target, 0)
-    # Halved, so that the difference of the largest float64 fits; doubled again by the sum.
-    log_p = 2 * (np.take_along_axis(x / 2, y[:, None], 1)[:, 0] - (x / 2).max(1))
-    weight = np.ones(3)
-    if name in ("cb", "cb_focal"):
-        weight = np.array(test_losses.effective_number_weights([50, 20, 5], None))
+    counts, weight, beta = np.array([50, 20, 5]), np.ones(3), 1
+    if name == "bms":
+        z = z + np.log(counts)[:, None, None]
     if name == "ldam":
-        log_p = 20 * log_p
+        true = np.arange(3)[:, None, None] == y[:, None]
+        z = z - true * 0.5 * ((counts / 5) ** -0.25)[:, None, None]
+    if name in ("cb", "cb_focal"):
+        weight = np.array(test_losses.effective_number_weights(counts.tolist(), None))
+    weight = valid * weight[y] * (20 if name == "ldam" else 1)
     if name == "pat":
         sizes = np.array([[(t == c).sum() for c in range(3)] for t in target])
-        per = np.array([sizes[i][y[i]] for i in range(len(y))])
-        beta = np.where(log_p < -100, np.exp(1 / 20), 1.0)
-        return (valid * beta * -log_p / np.maximum(per, 1)).sum() / len(x)
-    return (valid * weight[y] * -log_p).sum() / valid.sum()
+        wrong = np.take_along_axis(z, y[:, None], 1)[:, 0] < z.max(1)
+        beta = np.where(wrong, np.exp(1 / 20), 1)
+        size = np.take_along_axis(sizes[:, :, None, None], y[:, None], 1)[:, 0]
+        weight = weight / np.maximum(size, 1)
+    return z, y, weight, beta
+
+
+def hard_reference(name, logits, target, reduction, unit):
+    """The loss, times a small power of two."""
+    z, y, weight, beta = hard(name, logits, target)
+    if name in REGION:
+        apart = np.where(z == z.max(1, keepdims=True), 0.0, -1e4)
+        return unit * test_losses_regions.reference(name, apart, target.numpy(), {})
+    z = z * unit
+    loss = z.max(1) - np.take_along_axis(z, y[:, None], 1)[:, 0]
+    most = unit * torch.finfo(torch.promote_types(logits.dtype, torch.float32)).max
+    if logits.dtype == torch.float64:  # there is no wider one to compute in
+        loss = weight * (beta * loss.clip(max=most)).clip(max=most)
+        loss = loss.clip(max=most)
+    else:
+        loss = weight * beta * loss
+    if reduction == "none":
+        return loss.clip(max=most)
+    return min(loss.sum() / divisor(name, target, reduction), most)
+
+
+def divisor(name, target, reduction):
+    if reduction != "mean":
+        return 1
+    return float(len(target) if name == "pat" else (target != 255).sum())
+
+
+def hard_gradient(name, logits, target, reduction):
+    """w (p_c - [c = y]), with p the hard prediction; None where it depends on more."""
+    if name in REGION:
+        return None
+    z, y, weight, beta = hard(name, logits, target)
+    p = (z == z.max(1, keepdims=True)).astype(float)
+    true = np.arange(3)[:, None, None] == y[:, None]
+    return (weight * beta / divisor(name, target, reduction))[:, None] * (p - true)
+
+
+def test_a_mean_that_fits_of_losses_that_do_not():
+    """One pixel of a loss of twice the largest float32, in 100, alone and in a sum of losses."""
+    most = torch.finfo(torch.float32).max
+    logits = torch.zeros(1, 2, 10, 10)
+    logits[0, 0, 0, 0], logits[0, 1, 0, 0] = most, -most
+    target = torch.ones(1, 10, 10, dtype=torch.int64)
+    assert build("ce", [5, 2])(logits, target).item() == pytest.approx(2 * most / 100)
+    params = {"ldam": {"scale": 100}}  # twice the largest
+    mix = build_loss("mix", 2, [5, 2], losses={"ce": 0.5, "ldam": 0.4, "dice": 1}, params=params)
+    assert mix(logits, target).item() == pytest.approx((0.5 / 100 + 0.4) * 2 * most)
+    mix = build_loss("mix", 2, [5, 2], losses={"ce": 0.01}, reduction="sum")
+    assert mix(logits, target).item() == pytest.approx(0.02 * most)
+    mix = build_loss("mix", 2, [5, 2], losses={"ce": 1e12})
+    assert mix(logits.requires_grad_(), target).item() == most
+    mix(logits, target).backward()
+    assert logits.grad[0, :, 0, 0].tolist() == pytest.approx([1e10, -1e10])
+
+
+@pytest.mark.parametrize("name", ["cb", "cb_focal", "bms", "ldam", "blv"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_largest_counts_beside_the_largest_logits(name, dtype):
+    """Scale and τ of a million, counts from 1 to 1e300."""
+    params = {"ldam": {"scale": 1e6, "max_margin": 1e6}, "bms": {"tau": 1e6}}.get(name, {})
+    logits, target = largest(dtype, 1)
+    loss = build_loss(name, 3, [1e300, 1.0, 1e5], **WITHOUT_NOISE.get(name, {}), **params)
+    for x in (logits, logits / torch.finfo(dtype).max):
+        value = loss(x.requires_grad_(), target)
+        assert value.isfinite() and torch.autograd.grad(value, x)[0].isfinite().all()
+
+
+def test_equal_logits_that_are_too_large_to_be_scaled():
+    """The margin is lost in their rounding: p = 1/2, in float32, float64, and compiled."""
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.full((1, 2, 3, 3), torch.finfo(dtype).max, dtype=dtype).requires_grad_()
+        loss = build("ldam", [5, 2])
+        for compute in (loss, torch.compile(loss, backend="aot_eager")):
+            value = compute(logits, torch.ones(1, 3, 3, dtype=torch.int64))
+            assert value.item() == pytest.approx(np.log(2))
+            (grad,) = torch.autograd.grad(value, logits)
+            assert grad[0, 0].tolist() == pytest.approx(np.full((3, 3), 20 / 2 / 9))
 
 
 @every_loss

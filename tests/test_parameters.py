@@ -33,6 +33,11 @@ def test_an_unknown_parameter_is_named_with_the_closest_one():
         check_parameters(run("import math", CELL, "# Parameters\n\nsead = 1"), NAMES)
 
 
+def test_a_null_character_is_refused():
+    with pytest.raises(ValueError, match="loss must be text without a null character"):
+        check_parameters(run(CELL, '# Parameters\nloss = "a\\0b"\n'), NAMES)
+
+
 def test_run_again_after_the_rest_of_the_notebook():
     rest = ["import json", "parameters = 3", "seed = 5\nother = 2", "def f(): ...", "%magic"]
     space = run(CELL, *rest[:4])

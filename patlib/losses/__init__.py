@@ -17,9 +17,12 @@ the whole batch for PAT with `normalize="images"` if all have equally many image
 losses that divide by the number of valid pixels if all have equally many of these. Each loss says
 with which weights it equals that always.
 
-Parameters are at most 1e6 and given weights at most 1e12. Values are finite wherever the loss of
-the batch, computed exactly and summed over its pixels, fits the type that it is computed in
-(float32, float64 for float64 logits); beyond, they are infinite or NaN, never a wrong number.
+Parameters are at most 1e6 and given weights at most 1e12. On a CPU, losses of finite logits are
+finite, up to the largest that their type has, and so are the gradients: where the loss of a pixel
+or the sum over the batch does not fit float32, it is computed again in float64. A result that does
+not fit its type is the type's largest number, with the gradient of the exact loss. (float64 has no
+wider type: there the loss of each pixel is cut off like that.) On CUDA and inside `torch.compile`,
+where nothing looks, such a loss is infinite or NaN, never a wrong number.
 """
 
 import inspect

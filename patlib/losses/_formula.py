@@ -88,15 +88,44 @@ def cross_entropy(log_p: Tensor) -> tuple[Tensor, Tensor]:
     return -log_p, log_p.new_full((), -1)
 
 
-def reduce(loss: Tensor, labels: Labels, reduction: str) -> Tensor:
+def reduce(loss: Tensor, logits: Tensor, labels: Labels, reduction: str) -> Tensor:
     """Reduce per-pixel losses (0 at ignored pixels); the mean is over the valid pixels.
 
     Without a valid pixel it is 0, still connected to the logits, so that backward() works.
     """
     if reduction == "none":
-        return loss
-    total = loss.sum()
-    return total if reduction == "sum" else total / labels.num_valid().clamp_min(1)
+        return loss if loss.dtype == computed_in(logits) else fitted(loss, computed_in(logits))
+    if reduction == "sum":
+        return sum_of(loss, logits)
+    return sum_of(loss, logits, labels.num_valid().clamp_min(1))
+
+
+def sum_of(loss: Tensor, logits: Tensor, divisor: Tensor | int | None = None) -> Tensor:
+    """Σ loss, or Σ loss / divisor, in the type that the losses of these logits have."""
+    if loss.dtype != torch.float64 or torch.compiler.is_compiling():
+        return loss.sum() if divisor is None else loss.sum() / divisor
+    # Pixel by pixel: the sum of the largest losses may not fit float64 where their mean does.
+    value = loss.sum() if divisor is None else (loss / divisor).sum()
+    return fitted(value, computed_in(logits), loss.isfinite().all())
+
+
+def fitted(x: Tensor, dtype: torch.dtype, finite: Tensor | None = None) -> Tensor:
+    """x in another type; what is finite but too large for it is its largest number.
+
+    The gradient is that of x. `finite` is True where an infinite x is so by rounding only.
+    """
+    return _Fitted.apply(x, dtype, x.isfinite() if finite is None else finite)
+
+
+class _Fitted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, finite: Tensor) -> Tensor:
+        largest = torch.finfo(dtype).max
+        return x.clamp(-largest, largest).where(finite, x).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None, None]:
+        return u, None, None
 
 
 class SegmentationLoss(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import Labels
-from ._formula import Adjust, Pointwise, TotalOf, composed, computed_in, smallest_log
+from ._formula import Adjust, Pointwise, TotalOf, composed, computed_in, fitted, smallest_log
 
 # Logits of a chunk, so that they and the intermediate results stay in the cache of a CPU: 4 MiB in
 # float32.
@@ -46,8 +46,9 @@ def pixel_loss(
 
     Returns:
         loss (B, *spatial), differentiable, 0 at ignored pixels; total, a number without gradient.
-        Both float32, or float64 for float64 logits. NaN where the target is a label below `width`
-        that is neither a class nor ignored (see `check_batch`).
+        Both float32, or float64 for float64 logits, and on a CPU where the losses or their sum do
+        not fit float32: with finite logits they are finite. NaN where the target is a label below
+        `width` that is neither a class nor ignored (see `check_batch`).
     """
     batch, num_classes = logits.shape[:2]
     table = logits.new_full((batch, labels.width), math.nan, dtype=computed_in(logits))
@@ -55,7 +56,16 @@ def pixel_loss(
     table[:, labels.ignored] = 0
     x = logits.reshape(batch, num_classes, labels.target.shape[1])
     compute = composed if torch.compiler.is_compiling() else implementation(logits.device.type)
-    loss, total = compute(x, labels.target, f, labels.ignored, table, adjust, scale, total_of)
+    arguments = f, labels.ignored, table, adjust, scale, total_of
+    loss, total = compute(x, labels.target, *arguments)
+    # Elsewhere than on a CPU this look would wait for the device.
+    can_look = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and not loss.detach().sum().isfinite():
+        if table.dtype != torch.float64:
+            arguments = f, labels.ignored, table.double(), adjust, scale, total_of
+            loss, total = compute(x.double(), labels.target, *arguments)
+        else:
+            loss = fitted(loss, torch.float64, x.isfinite().all(1))
     return loss.reshape(logits.shape[:1] + logits.shape[2:]), total
 
 
@@ -144,7 +154,11 @@ class _InChunks(torch.autograd.Function):
             # The table makes ignored pixels 0, unless their logits make it 0 · ∞.
             if not log_p.sum().isfinite():
                 log_p.masked_fill_(column == ignored, 0)
-            value, derivative = f(log_p)
+                finite = x[images, :, pixels].isfinite().all(1)
+                value, derivative = f(_within_float64(log_p, finite))
+                value = _within_float64(value, finite)
+            else:
+                value, derivative = f(log_p)
             w = table[images].gather(1, column)
             torch.mul(w, value, out=loss[images, pixels])
             if differentiable:
@@ -180,6 +194,14 @@ class _InChunks(torch.autograd.Function):
                 p.mul_(slope[images, None, pixels])
                 torch.mul(p, u[images, :, pixels], out=grad[images, :, pixels])
         return grad, *(None,) * 7
+
+
+def _within_float64(number: Tensor, finite: Tensor) -> Tensor:
+    """Where logits are finite, float64 numbers that overflowed are the largest of float64.
+
+    Numbers of float32 that do are computed again in float64.
+    """
+    return fitted(number, number.dtype, finite) if number.dtype == torch.float64 else number
 
 
 def _chunks(

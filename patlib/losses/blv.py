@@ -157,7 +157,7 @@ class BLVLoss(SegmentationLoss):
             drawn = draw_noise(logits, self.noise, self.sigma)
             logits = vary(logits, drawn, self.variation)
         loss, _ = pixel_loss(logits, labels, cross_entropy)
-        return reduce(loss, labels, self.reduction)
+        return reduce(loss, logits, labels, self.reduction)
 
     def _prior(self, class_sizes: Tensor) -> Tensor:
         # Of the logits without noise, trained with it.

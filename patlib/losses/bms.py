@@ -94,7 +94,7 @@ class BMSLoss(SegmentationLoss):
             return x + per_channel(log_n, x)
 
         loss, _ = pixel_loss(logits, labels, cross_entropy, adjust=balanced)
-        return reduce(loss, labels, self.reduction)
+        return reduce(loss, logits, labels, self.reduction)
 
     def _prior(self, class_sizes: Tensor) -> Tensor:
         # At the minimum softmax(x + τ log n) is the share of the pixels.

@@ -123,7 +123,7 @@ class CBLoss(SegmentationLoss):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
         loss, _ = pixel_loss(logits, labels, cross_entropy, weights=self.class_weights)
-        return reduce(loss, labels, self.reduction)
+        return reduce(loss, logits, labels, self.reduction)
 
     def _prior(self, class_sizes: Tensor) -> Tensor:
         return normalised(class_sizes.sum(0) * self.class_weights.to(class_sizes))

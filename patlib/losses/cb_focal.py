@@ -94,7 +94,7 @@ class CBFocalLoss(SegmentationLoss):
         loss, _ = pixel_loss(
             logits, labels, lambda log_p: focal(log_p, self.gamma), weights=self.class_weights
         )
-        return reduce(loss, labels, self.reduction)
+        return reduce(loss, logits, labels, self.reduction)
 
     def _prior(self, class_sizes: Tensor) -> Tensor:
         mass = class_sizes.sum(0) * self.class_weights.to(class_sizes)

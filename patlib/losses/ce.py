@@ -49,7 +49,7 @@ def ce_loss(
     labels = check_batch(logits, target, ignore_index, reduction)
     weights = weights_of_call(class_weights, labels.num_classes)
     loss, _ = pixel_loss(logits, labels, cross_entropy, weights=weights)
-    return reduce(loss, labels, reduction)
+    return reduce(loss, logits, labels, reduction)
 
 
 class CELoss(SegmentationLoss):

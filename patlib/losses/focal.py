@@ -78,7 +78,7 @@ def focal_loss(
     labels = check_batch(logits, target, ignore_index, reduction)
     weights = weights_of_call(class_weights, labels.num_classes)
     loss, _ = pixel_loss(logits, labels, lambda log_p: focal(log_p, gamma), weights=weights)
-    return reduce(loss, labels, reduction)
+    return reduce(loss, logits, labels, reduction)
 
 
 class FocalLoss(SegmentationLoss):

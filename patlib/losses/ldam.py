@@ -79,8 +79,6 @@ def ldam_loss(
         reduction: "mean" over the valid pixels of the batch (0 if it has none), their "sum", or
             "none": one value a pixel, `(B, *spatial)`, 0 at ignored ones.
 
-    NaN where s · logits does not fit the type that it is computed in.
-
     Raises:
         ValueError: counts missing, negative, not finite or not L; max_margin negative, scale not
             positive, either not finite; shapes, types or labels other than these.
@@ -187,19 +185,27 @@ class LDAMLoss(SegmentationLoss):
         labels = check_batch(logits, target, self.ignore_index, self.reduction, self.num_classes)
         weights = weights_of_call(class_weights, labels.num_classes)
         scale = self.scale
-        shifts = (-scale * self.margins).to(logits.device, computed_in(logits))  # -s Δ
+        shifts, margins = (
+            constant.to(logits.device, computed_in(logits))
+            for constant in (-scale * self.margins, self.margins)
+        )
 
         def with_margin(x: Tensor, label: Tensor) -> Tensor:
             # z_y = s (x_y - Δ_y) for the true class, z_c = s x_c for the others.
-            if torch.compiler.is_compiling():  # as in true_class_log_prob: a comparison fuses
-                return scale * x + per_channel(shifts, x).where(is_true_class(x, label), 0)
-            shift = shifts.expand(len(label), -1).gather(1, label)
-            return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
+            if x.device.type == "cpu" and logits.dtype != torch.float64:
+                # Where s x does not fit float32, `pixel_loss` takes float64.
+                if not torch.compiler.is_compiling():
+                    shift = shifts.to(x).expand(len(label), -1).gather(1, label)
+                    return (scale * x).scatter_add_(1, label.unsqueeze(1), shift.unsqueeze(1))
+            # As in true_class_log_prob, a comparison fuses. Without its maximum, which softmax
+            # takes off again, s x is not ∞ - ∞.
+            z = x - per_channel(margins, x).where(is_true_class(x, label), 0)
+            return scale * (z - z.detach().amax(1, keepdim=True))
 
         loss, _ = pixel_loss(
             logits, labels, cross_entropy, weights=weights, adjust=with_margin, scale=scale
         )
-        return reduce(loss, labels, self.reduction)
+        return reduce(loss, logits, labels, self.reduction)
 
     def _prior(self, class_sizes: Tensor) -> Tensor:
         # At the end of the training: with the deferred weights, if there are any.

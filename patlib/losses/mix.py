@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from patlib.checks import check_number
 
 from ._checks import MOST_WEIGHT, ClassCounts
-from ._formula import SegmentationLoss
+from ._formula import SegmentationLoss, computed_in, fitted
 
 DEFAULT = {"ce": 0.25, "jaccard": 0.75}
 
@@ -97,9 +98,10 @@ class MixLoss(SegmentationLoss):
             for name, a in losses.items()
         }
         self.params = {name: dict(own) for name, own in params.items()}
-        self.parts = nn.ModuleDict(
-            {
-                name: build_loss(
+        self.parts = nn.ModuleDict()
+        for name in losses:
+            try:
+                self.parts[name] = build_loss(
                     name,
                     num_classes,
                     class_counts,
@@ -109,12 +111,20 @@ class MixLoss(SegmentationLoss):
                     reduction=reduction,
                     **self.params.get(name, {}),
                 )
-                for name in losses
-            }
-        )
+            except ValueError as error:
+                raise ValueError(f"losses: {name!r} of the sum: {error}") from error
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return sum(a * self.parts[name](logits, target) for name, a in self.losses.items())
+        parts = [self.parts[name](logits, target) for name in self.losses]
+        value = sum(a * part for a, part in zip(self.losses.values(), parts, strict=True))
+        dtype = computed_in(logits)
+        if logits.device.type != "cpu" or torch.compiler.is_compiling() or dtype == torch.float64:
+            return value
+        largest = torch.finfo(dtype).max
+        if all(part.detach().max() < largest for part in (*parts, value) if part.numel()):
+            return value
+        # A part, or the sum, does not fit float32.
+        return fitted(self(logits.double(), target), dtype)
 
     def _prior(self, class_sizes: Tensor) -> None:
         return None

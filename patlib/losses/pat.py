@@ -17,7 +17,7 @@ from ._checks import (
     check_class_weights,
     fill_absent,
 )
-from ._formula import SegmentationLoss, computed_in, reduce, smallest_log
+from ._formula import SegmentationLoss, computed_in, reduce, smallest_log, sum_of
 from ._fused import pixel_loss
 from ._prior import pointwise_prior
 from .class_weights import weights_of_call, with_weights
@@ -94,12 +94,17 @@ def pat_class_weights(
     over_dataset = sizes == "dataset"
     if not over_dataset and presence_exponent == 0:
         return None
-    counts = check_class_counts(class_counts)
-    if num_images is None:
+    needed = {"class_counts": class_counts, "num_images": num_images}
+    if presence_exponent > 0:
+        needed["class_images"] = class_images
+    if missing := [name for name, value in needed.items() if value is None]:
+        what = "presence_exponent > 0" if presence_exponent > 0 else "sizes='dataset'"
         raise ValueError(
-            "num_images must be the number of training images, which PAT needs for "
-            "sizes='dataset' and for presence_exponent > 0, got None"
+            f"{', '.join(missing)} must be given, which PAT needs for {what}, got None; with "
+            "sizes = patlib.data.class_sizes(dataset) they are class_counts=sizes.sum(0), "
+            "class_images=(sizes > 0).sum(0), num_images=len(sizes)"
         )
+    counts = check_class_counts(class_counts)
     num_images = check_integer("num_images", num_images, minimum=1)
     weights = torch.ones_like(counts)
     if over_dataset:
@@ -211,10 +216,10 @@ def pat_loss(
         ),
     )
     if reduction != "mean":
-        return reduce(loss, labels, reduction)
+        return reduce(loss, logits, labels, reduction)
     if normalize == "images":
-        return loss.sum() / max(len(loss), 1)  # Eq. (4), the mean over images
-    return loss.sum() / total.where(total > 0, 1)  # no valid pixel: 0 / 1
+        return sum_of(loss, logits, max(len(loss), 1))  # Eq. (4), the mean over images
+    return sum_of(loss, logits, total.where(total > 0, 1))  # no valid pixel: 0 / 1
 
 
 class PATLoss(SegmentationLoss):
