@@ -119,7 +119,8 @@ def build_parser() -> ArgumentParser:
     compare.add_argument("data", help="folder with images/, masks/ and perhaps classes.yaml")
     compare.add_argument("--budget", type=float, default=60, help="minutes, all in all")
     compare.add_argument("--out", default="comparison", help="folder of the report and the runs")
-    compare.add_argument("--losses", nargs="+", default=None, help="names; default: five")
+    names = "names, such as ce bms pat; default: cross-entropy, PAT, and the best of the study"
+    compare.add_argument("--losses", nargs="+", default=None, help=names)
     compare.add_argument("--seeds", type=int, default=None, help="default: as many as fit")
     compare.add_argument("--model", default=None, help="default: pretrained U-Net, or SegNet")
     compare.add_argument(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chapters import figures
+from fake_runs import grid_file
 from faults import (
     CHAOS,
     PowerLoss,
@@ -25,6 +27,7 @@ from patlib import RunRecord, load_model, train
 from patlib.checkpoints import read_checkpoint, save_checkpoint
 from patlib.data import build_dataset, load_arrays
 from patlib.files import write_text
+from patlib.study.grids import load_grid
 from patlib.training import output_folder
 
 # The short form takes every fifth operation of a whole run.
@@ -123,6 +126,32 @@ def test_any_failure_of_the_disk_leaves_a_whole_cache_entry_or_none(camvid_tree,
     done = until_it_passes(cache, action, error)
     operations = [operation for operation, _ in done]
     assert operations.count("write") >= 4 and operations[-2:] == ["rename", "fsync"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_any_failure_of_the_disk_leaves_a_record_that_is_filed_whole_or_not(tmp_path, error):
+    """By study/run.py: arrays and record, the record last."""
+    script = figures.load_script("study/run.py")
+    small = dict(model="segnet", model_params={"width": 1, "stages": 1}, image_size=[32, 40])
+    (planned,) = load_grid(grid_file(tmp_path, {"CE": {"loss": "ce"}}, seeds=[0], **small))
+    runs, records = tmp_path / "runs", tmp_path / "records"
+    records.mkdir()
+    train(planned.config(None, runs / planned.name), progress=False)
+    finished = (runs / planned.name / "record.json").read_bytes()
+
+    def action(n):
+        for file in records.iterdir():
+            file.unlink()
+        try:
+            script.train_and_file(planned, None, runs, records, train=lambda config: None)
+        finally:
+            filed = records / f"{planned.name}.json"
+            assert not filed.exists() or filed.read_bytes() == finished
+            assert not filed.exists() or filed.with_suffix(".npz").exists()
+        assert sorted(file.suffix for file in records.iterdir()) == [".json", ".npz"]
+
+    done = until_it_passes(records, action, error)
+    assert [operation for operation, _ in done].count("rename") == 2
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO] if CHAOS else [errno.ENOSPC])
