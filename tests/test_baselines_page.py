@@ -7,6 +7,7 @@ import pytest
 from chapters import Chapter
 from fake_runs import fake_record, grid_file
 from figures import baselines as chapter
+from figures import judging
 
 from patlib.records import RunRecord
 from patlib.study.grids import load_grid
@@ -43,7 +44,7 @@ def study(tmp_path):
 
 def test_verdicts_and_words_follow_the_scores(study):
     runs = study({"CE": 0.0, "PAT": 0.1, "CB": -0.1})
-    found = chapter.Judged(runs, resamples=300)
+    found = judging.Judged(runs, resamples=300)
     assert found.methods == ["CE", "PAT", "CB"] and found.seeds == 3
     for metric in ("miou", "tail"):
         assert found.verdict("PAT", metric) == "higher" and found.verdict("CB", metric) == "lower"
@@ -60,7 +61,7 @@ def test_verdicts_and_words_follow_the_scores(study):
     assert "lower than that of cross-entropy on here (−" in chapter.answer(
         {"here": found}, "tail", "CB"
     )
-    other = chapter.Judged(study({"CE": 0.1, "PAT": 0.0, "CB": -0.1}), resamples=300)
+    other = judging.Judged(study({"CE": 0.1, "PAT": 0.0, "CB": -0.1}), resamples=300)
     assert "PAT is not shown to be lower than any other on here" in chapter.recommend(
         {"here": found}, "miou"
     )
@@ -69,25 +70,25 @@ def test_verdicts_and_words_follow_the_scores(study):
 
 
 def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
-    found = chapter.Judged(study({"CE": 0.0, "PAT": 0.0}, seeds=range(8)), resamples=300)
+    found = judging.Judged(study({"CE": 0.0, "PAT": 0.0}, seeds=range(8)), resamples=300)
     assert found.verdict("PAT", "miou") in ("equal", "not distinguishable")
     assert set(found.may_be_best("miou")) == {"CE", "PAT"}
 
 
 def test_a_single_seed_is_not_judged(study):
-    found = chapter.Judged(study({"CE": 0.0, "PAT": 0.1}, seeds=[0]), resamples=50)
+    found = judging.Judged(study({"CE": 0.0, "PAT": 0.1}, seeds=[0]), resamples=50)
     assert found.verdict("PAT", "miou") == "not judged" and found.may_be_best("miou") == []
-    assert chapter.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
+    assert judging.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
     assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
     assert "is not decided yet" in chapter.recommend({"x": found}, "miou")
-    assert chapter.plot_contrasts({"x": found}) is not None
+    assert judging.plot_contrasts({"x": found}) is not None
 
 
 def test_nothing_to_compare(study):
-    found = chapter.Judged(study({"PAT": 0.1}), resamples=50)
-    assert not found.against("miou") and chapter.plot_contrasts({"x": found}) is None
+    found = judging.Judged(study({"PAT": 0.1}), resamples=50)
+    assert not found.against("miou") and judging.plot_contrasts({"x": found}) is None
     assert chapter.answer({"x": found}, "miou") == "PAT and cross-entropy are still to run"
-    assert chapter.Judged(study({}), resamples=50).seeds == 0
+    assert judging.Judged(study({}), resamples=50).seeds == 0
 
 
 def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
@@ -99,9 +100,9 @@ def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
             images = dict(np.load(run.images_path))
             images["counts"][:, 0] = 0
             np.savez(run.images_path, **images)
-    alone = chapter.Judged(runs, resamples=300).against("miou")["PAT"]
-    apart = chapter.Judged(failing, ["LDAM"], resamples=300).against("miou")["PAT"]
-    pooled = chapter.Judged(failing, resamples=300).against("miou")["PAT"]
+    alone = judging.Judged(runs, resamples=300).against("miou")["PAT"]
+    apart = judging.Judged(failing, ["LDAM"], resamples=300).against("miou")["PAT"]
+    pooled = judging.Judged(failing, resamples=300).against("miou")["PAT"]
     assert (apart.low, apart.high) == (alone.low, alone.high)
     assert pooled.high - pooled.low > 3 * (alone.high - alone.low)
     assert "LDAM fails on some seeds" in chapter.left_out({"x": failing}, ["LDAM"])

@@ -299,10 +299,10 @@ def sentence(scores, verdict, monkeypatch, low=0.6, high=0.8):
             planned = PlannedRun(f"{a:g}", {"dataset": "camvid", "seed": seed})
             runs[-1][a] = Run(planned, RunRecord({}, result, {}), ROOT)
 
-    def compare(runs, one, other, block):
-        return SimpleNamespace(verdict=verdict.get(other, verdict["else"]))
+    def judged(runs):
+        return SimpleNamespace(verdict=lambda one, _, other: verdict.get(other, verdict["else"]))
 
-    monkeypatch.setattr(chapter, "compare", compare)
+    monkeypatch.setattr(chapter, "Judged", judged)
     return chapter.study_sentence(runs, low, high)
 
 

@@ -9,7 +9,7 @@ from chapters import ROOT, Chapter
 from fake_runs import fake_record, grid_file
 from figures import load_paper
 from figures import what_holds as chapter
-from figures.baselines import Judged
+from figures.judging import Judged
 
 from patlib.study.grids import load_grid
 from patlib.study.runs import load_runs

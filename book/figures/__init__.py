@@ -31,12 +31,11 @@ from patlib.study.paper import check_statement
 from patlib.study.runs import (
     Run,
     by_benchmark,
-    by_method,
     load_runs,
     missing_runs,
     summarize,
 )
-from patlib.study.statistics import GROUPS, compare
+from patlib.study.statistics import GROUPS
 from patlib.study.wording import mean_and_std, seeds_note
 
 ROOT = Path(__file__).parents[2]
@@ -223,23 +222,6 @@ def groups_table(name: str, parts: Mapping[str, Sequence[Run]], first: str, note
         for group in GROUPS
     }
     return columns_table(name, columns, first, note)
-
-
-def differences(parts: Mapping[str, Sequence[Run]], resamples: int, block: int) -> dict:
-    """Differences from cross-entropy: title -> score -> :class:`Difference` of each method."""
-    titles = dict(miou="all classes", head="head", mid="middle", tail="tail")
-    found = {}
-    for part, runs in parts.items():
-        methods = [method for method in by_method(runs) if method != "CE"]
-        found[part] = {
-            title: [
-                difference
-                for method in methods
-                if (difference := compare(runs, method, "CE", metric, resamples, block))
-            ]
-            for metric, title in titles.items()
-        }
-    return found
 
 
 def statements_table(name: str, paper: Mapping, table_of_paper: str) -> HTML:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import GRIDS, table
+from figures.judging import Judged
 from patlib import RunConfig
 from patlib.gradients import (
     ClassGradients,
@@ -21,7 +22,6 @@ from patlib.losses import LOSSES
 from patlib.plots.colors import class_colors
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, load_runs
-from patlib.study.statistics import compare
 from patlib.study.wording import listing
 
 LAYER_LABELS = {
@@ -200,7 +200,6 @@ def plot_class_norms(
 KEYS = {"CE": "ce", "1/S": "size", "PAT": "pat"}  # of the methods, in glued names
 STAGES = ("start", "middle", "end")
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the study
-BLOCK = 10  # neighbouring test images that the bootstrap draws together, as in the comparisons
 
 
 def losses(temperature: float = 20.0) -> dict[str, dict]:
@@ -399,13 +398,13 @@ def study_sentence(seeds: Sequence[Mapping[float, Run]], low: float, high: float
         text += "on the test images it is the best as well. "
     else:
         text += f"on the test images a = {best_test:g}, {where(best_test)} it, is the best. "
-    runs = [run for by in seeds for run in by.values()]
+    judged = Judged(run for by in seeds for run in by.values())
     verdicts: dict = {}  # such as "lower" -> the other exponents
     for a in EXPONENTS:
         if a != best:
-            verdict = compare(runs, f"{best:g}", f"{a:g}", block=BLOCK).verdict
+            verdict = judged.verdict(f"{best:g}", "miou", f"{a:g}")
             verdicts.setdefault(verdict, []).append(f"{a:g}")
-    joined = {"not distinguishable": "from", "not judged": "against"}
+    joined = {"not distinguishable": "from", "not judged": "against", "equal": "to"}
     text += f"There, a = {best:g} is " + "; ".join(
         f"{verdict} {joined.get(verdict, 'than')} {listing(others)}"
         for verdict, others in verdicts.items()

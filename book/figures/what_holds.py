@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from figures import harmless
-from figures.baselines import Judged
 from figures.features_or_prior import summary
+from figures.judging import Judged
 from patlib.data import DATASETS
 from patlib.losses import build_loss
 from patlib.models import MODELS

@@ -1,4 +1,7 @@
-"""Differences between methods, with confidence intervals over seeds and test images.
+"""Differences between two methods, with confidence intervals over seeds and test images.
+
+For the few runs of a user's own comparison; the study's own are judged together, by
+:mod:`patlib.study.simultaneous`.
 
 A difference between two methods depends on the seeds of the runs and on which images are in the
 test part. Runs of the same seed are compared pair by pair. The standard deviation of these
@@ -7,19 +10,15 @@ interval, see :func:`interval`. A method is called higher or lower if the interv
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from scipy import integrate, stats
 
-from patlib.checks import check_choice, check_integer
-from patlib.metrics import class_groups
-from patlib.records import read_images
-from patlib.study.runs import Run
-from patlib.study.wording import signed
+from patlib.checks import check_integer
+from patlib.study.wording import signed, signed_end
 
 GROUPS = ("head", "mid", "tail")
 
@@ -69,82 +68,8 @@ class Difference:
     def short(self) -> str:
         """In percentage points, for a table, such as ``lower: −2.5 (−3.8 to −1.2)``."""
         alone = "images alone " if self.verdict == "not judged" else ""
-        return f"{self.verdict}: {signed(self.mean)} ({alone}{self._ends})"
-
-    @property
-    def _ends(self) -> str:
-        return f"{_end(self.low)} to {_end(self.high)}"
-
-    def __str__(self) -> str:
-        """The difference in words, in percentage points: a sentence without its full stop."""
-        if self.verdict == "not judged":
-            return (
-                f"{self.method} minus {self.reference} is {signed(self.mean)} points with one seed,"
-                f" not judged (95 % interval over test images alone {self._ends})"
-            )
-        where = f"95 % interval {self._ends}, {len(self.by_seed)} seeds"
-        if self.verdict == "not distinguishable":
-            return (
-                f"{self.method} and {self.reference} are not distinguishable "
-                f"({signed(self.mean)} points, {where})"
-            )
-        size = f"{100 * abs(self.mean):.1f}"
-        return f"{self.method} is {self.verdict} than {self.reference} by {size} points ({where})"
-
-
-def _end(score: float) -> str:
-    """An end of an interval: as :func:`signed`, with two decimals if one rounds to 0.0."""
-    text = f"{100 * score:+.2f}".replace("-", "−")
-    return text if signed(score) == "0.0" and text[1:] != "0.00" else signed(score)
-
-
-def compare(
-    runs: Iterable[Run],
-    method: str,
-    reference: str,
-    metric: str = "miou",
-    resamples: int = 2000,
-    block: int = 1,
-    seed: int = 0,
-) -> Difference | None:
-    """A method against another on the test images of one benchmark.
-
-    Args:
-        runs: of one benchmark.
-        method, reference: labels of the grid.
-        metric: ``"miou"``, or the mean IoU of the ``"head"``, ``"mid"`` or ``"tail"``.
-        resamples, block, seed: of :func:`bootstrap_differences`.
-
-    Returns:
-        None if they have no seed in common, or there is no record of one of them.
-
-    Raises:
-        ValueError: runs of several benchmarks, or scored on different test images; an unknown
-            metric.
-    """
-    runs = list(runs)
-    if len({run.benchmark for run in runs}) > 1:
-        raise ValueError("runs of several data sets or networks cannot be compared with each other")
-    check_choice("metric", metric, ("miou", *GROUPS))
-    first, second = (
-        {run.seed: run for run in runs if run.method == label and run.record}
-        for label in (method, reference)
-    )
-    seeds = [s for s in first if s in second]
-    if not seeds:
-        return None
-    pairs = [[side[s] for s in seeds] for side in (first, second)]
-    both = [*pairs[0], *pairs[1]]
-    tested = {run.record.provenance["data"]["test"]: run.planned.name for run in both}
-    if len(tested) > 1:
-        raise ValueError(f"scored on different test images: {', '.join(tested.values())}")
-    classes = None
-    if metric != "miou":
-        classes = class_groups(first[seeds[0]].record.result["class_counts"])[metric]
-    sums = [[_resampled_run(run, resamples, block, seed) for run in side] for side in pairs]
-    by_seed = {s: first[s].score(metric) - second[s].score(metric) for s in seeds}
-    low, high = interval(list(by_seed.values()), float(np.var(_difference(*sums, classes))))
-    return Difference(method, reference, by_seed, low, high)
+        ends = f"{signed_end(self.low)} to {signed_end(self.high)}"
+        return f"{self.verdict}: {signed(self.mean)} ({alone}{ends})"
 
 
 def interval(by_seed: Sequence[float], image_variance: float) -> tuple[float, float]:
@@ -242,20 +167,6 @@ def _draws(num_images: int, resamples: int, block: int, seed: int) -> np.ndarray
     starts = rng.integers(num_images, size=(resamples, math.ceil(num_images / block), 1))
     drawn = ((starts + np.arange(block)) % num_images).reshape(resamples, -1)[:, :num_images]
     return np.stack([np.bincount(row, minlength=num_images) for row in drawn]).astype(float)
-
-
-def _resampled_run(run: Run, resamples: int, block: int, seed: int) -> np.ndarray:
-    """:func:`_resample` of a run, cached: a run is compared with several others."""
-    path = run.images_path
-    state = path.stat().st_mtime_ns, run.record.images_sha256
-    return _resampled_file(path, *state, resamples, block, seed)
-
-
-@lru_cache(maxsize=512)
-def _resampled_file(
-    path: Path, changed: int, sha256: str | None, resamples: int, block: int, seed: int
-) -> np.ndarray:
-    return _resample(read_images(path, sha256, ["counts"])["counts"], resamples, block, seed)
 
 
 def mean_iou(counts: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:

@@ -15,6 +15,12 @@ def signed(score: float) -> str:
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
 
 
+def signed_end(score: float) -> str:
+    """An end of an interval: as :func:`signed`, with two decimals if one rounds to 0.0."""
+    text = f"{100 * score:+.2f}".replace("-", "−")
+    return text if signed(score) == "0.0" and text[1:] != "0.00" else signed(score)
+
+
 def listing(names: Iterable[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     *others, last = names
