@@ -236,7 +236,10 @@ def test_checks_of_notebooks(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # own_images makes its output_dir and draws into it
     code = cells(name)
     number = next(i for i, cell in enumerate(code) if tagged(cell, "parameters"))
-    own, check = source(code[number]), source(code[number + 1])
+    own = source(code[number])
+    after = list(map(source, code[number + 1 :]))
+    last = next(i for i, cell in enumerate(after) if "check_parameters(" in cell)
+    check = "\n".join(after[: last + 1])
 
     @settings(cases, max_examples=2000 if CHAOS else 25)
     @given(st.sampled_from(PARAMETERS[name]), junk)

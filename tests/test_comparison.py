@@ -124,7 +124,7 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
             expected = recorded_text("table1", TITLES[title], method, LABELS[label], "segnet")
             assert text == expected, (method, column)
             checked += 1
-    for name in ("scores", "dic"):
+    for name in ("methods", "dic"):
         for key, row in tables[f"baselines-{name}"].items():
             where, method = key.split(", ", 1)
             label, network = where.split(" with ")
@@ -142,6 +142,7 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
         label, network = where.split(" with ")
         if network != "SegNet":
             continue
+        row = {method: text for method, text in row.items() if text}  # others have other runs
         assert set(row) == methods
         for method, text in row.items():
             scores = []

@@ -138,8 +138,10 @@ def harmless(cell: Any) -> str:
     text = html.escape(str(cell), quote=False)
     text = re.sub(r"&amp;(\w+|#\d+);", r"&\1;", text)
     style = r' style="[-\w:;#.% ]*"'
-    link = r' href="[a-z_]+\.html"'
-    return re.sub(rf"&lt;(/?(?:a|b|code|span)|a{link}|span{style})&gt;", r"<\1>", text)
+    text = re.sub(
+        r'&lt;a href="([a-z_]+\.html)"&gt;([\w ]*)&lt;/a&gt;', r'<a href="\1">\2</a>', text
+    )
+    return re.sub(rf"&lt;(/?(?:b|code|span)|span{style})&gt;", r"<\1>", text)
 
 
 def columns_table(

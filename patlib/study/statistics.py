@@ -1,7 +1,7 @@
 """Differences between two methods, with confidence intervals over seeds and test images.
 
 For the few runs of a user's own comparison; the study's own are judged together, by
-:mod:`patlib.study.simultaneous`.
+``patlib.study.simultaneous``.
 
 A difference between two methods depends on the seeds of the runs and on which images are in the
 test part. Runs of the same seed are compared pair by pair. The standard deviation of these
