@@ -182,7 +182,7 @@ def _(root):
     palette.save(mask(root))
 
 
-@case("an RGB mask")
+@case("an RGB mask, where `classes.yaml` names no colours")
 def _(root):
     changed_mask(root, lambda array: np.stack([array] * 3, 2))
 
