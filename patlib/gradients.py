@@ -182,8 +182,9 @@ def fit_exponent(
     for name, values in (("sizes", sizes), ("norms", norms)):
         wrong = ~(np.isfinite(values) & (values > 0))
         if wrong.any():
-            hint = "; of a network whose units are all off they are 0: take another model, "
-            hint = hint + "model_params or seed" if name == "norms" else ""
+            hint = ""
+            if name == "norms":  # of a network whose units are all off they are 0
+                hint = "; take another model, model_params or seed"
             raise ValueError(f"{name} must be finite and > 0, got {values[wrong][0]}{hint}")
     if len(np.unique(sizes)) < 2:
         raise ValueError("sizes must not be all equal: they would fit any exponent")
