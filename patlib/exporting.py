@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from patlib.files import write_whole
-from patlib.plots.colors import class_colors
+from patlib.label_maps import Legend
 from patlib.prediction import load_model, shift_of
 
 SUFFIXES = (".onnx", ".pt2")
@@ -35,8 +35,9 @@ def export(
     The file maps ``images``, float32 (B, 3, H, W), RGB in [0, 1], to ``logits`` (B, L, H, W), for
     any B and any H and W from 33. What the network does to the images first (mean and deviation
     of pretrained encoders, padding) is inside. What it says beside that, as JSON texts:
-    ``class_names`` (L,), ``palette`` (L colours, such as ``"#56b4e9"``), ``image_size`` (H, W) that
-    it was trained at, ``input``, ``prior_shift`` and ``patlib``, the version. In ``.onnx`` these
+    ``classes`` (of each its ``name``, its ``value`` in the masks, and a ``color`` such as
+    ``"#56b4e9"``; the channels of the logits are in this order), ``image_size`` (H, W) that it was
+    trained at, ``input``, ``prior_shift`` and ``patlib``, the version. In ``.onnx`` these
     are the metadata of the model, in ``.pt2`` the keys of its extra file ``metadata.json``.
 
     The file is compared with the network, ``.onnx`` in onnxruntime, on random images of three
@@ -96,8 +97,7 @@ def _metadata(content: Mapping[str, Any], prior_shift: Mapping[str, float] | Non
     from patlib import __version__
 
     return {
-        "class_names": list(content["class_names"]),
-        "palette": class_colors(content["class_names"]),
+        **Legend(content["class_names"], content["mask_values"]).describe(),
         "image_size": list(content["image_size"]),
         "input": "images, float32 (B, 3, H, W), RGB in [0, 1]; normalisation is in the network",
         "prior_shift": None if prior_shift is None else dict(prior_shift),

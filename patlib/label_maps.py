@@ -3,46 +3,95 @@
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 
 from patlib.data.folder import IMAGE_SUFFIXES
 from patlib.data.images import open_image
 from patlib.files import write_text, write_whole
 from patlib.own import fingerprint_model
-from patlib.plots.colors import class_colors, label_colors
+from patlib.plots.colors import class_colors
 from patlib.prediction import Predictor
 
 LEGEND = "classes.json"  # beside the label maps: what their values mean, and whose they are
 THREADS = 4  # that read and write while the network computes
+SHOWN = 20  # files in an error
 OPACITY = 0.5  # of the label map over the image
 
 
-def write_label_map(path: str | Path, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Write class numbers as a PNG with one channel, in which viewers show the classes' colours.
+@dataclass(frozen=True)
+class Legend:
+    """What the pixels of label maps mean: their values and colours, class by class.
+
+    Label maps are like the masks that the network was trained on. Where these held one number for
+    each class, so does the label map; where they held colours, the label map holds class numbers
+    and its palette those colours, so that it is equal to such a mask when it is read as RGB.
+
+    Attributes:
+        class_names: names of the classes 0 ... L-1.
+        mask_values: of each class the value, or colour (``"#804080"``), in the masks, see
+            :class:`patlib.data.SegmentationDataset`; None for class numbers.
+    """
+
+    class_names: tuple[str, ...]
+    mask_values: tuple[int, ...] | tuple[str, ...] | None = None
+
+    @property
+    def colored(self) -> bool:
+        """Whether the masks held colours."""
+        return self.mask_values is not None and isinstance(self.mask_values[0], str)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The value of each class in a label map."""
+        if self.mask_values is None or self.colored:
+            return tuple(range(len(self.class_names)))
+        return self.mask_values
+
+    @property
+    def palette(self) -> list[str]:
+        """The colour of each class: that of the masks, or that of every figure."""
+        return list(self.mask_values) if self.colored else class_colors(self.class_names)
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """The palette as uint8 (L, 3)."""
+        return np.array([ImageColor.getrgb(color) for color in self.palette], np.uint8)
+
+    def describe(self) -> dict[str, Any]:
+        """As it stands in ``classes.json``: class by class a name, a value and a colour."""
+        rows = zip(self.class_names, self.values, self.palette, strict=True)
+        return {"classes": [{"name": n, "value": v, "color": c} for n, v, c in rows]}
+
+
+def write_label_map(path: str | Path, labels: np.ndarray, legend: Legend) -> None:
+    """Write labels as a PNG with one channel, in which viewers show the classes' colours.
 
     Args:
         path: of the file.
-        labels: class numbers, 255 for ignored pixels, (H, W).
-        class_names: names of the classes 0 ... L-1; they have the colours of every figure.
+        labels: class numbers, (H, W).
+        legend: the values and colours of the file.
     """
-    image = Image.fromarray(np.asarray(labels, np.uint8))
-    image.putpalette(label_colors(np.arange(256), class_names).tobytes())
+    values, colors = np.array(legend.values, np.uint8), np.full((256, 3), 255, np.uint8)
+    colors[values] = legend.rgb
+    image = Image.fromarray(values[labels])
+    image.putpalette(colors.tobytes())
     with write_whole(path) as file:
         image.save(file, "png", compress_level=1)
 
 
 def write_overlay(
-    path: str | Path, image: str | Path | Image.Image, labels: np.ndarray, names: Sequence[str]
+    path: str | Path, image: str | Path | Image.Image, labels: np.ndarray, legend: Legend
 ) -> None:
     """Write the image with the colours of the classes over it, half transparent, as a JPEG."""
-    colors = Image.fromarray(label_colors(labels, names))
+    colors = Image.fromarray(legend.rgb[labels])
     with write_whole(path) as file:
         Image.blend(open_image(image), colors, OPACITY).save(file, "jpeg", quality=90)
 
@@ -92,9 +141,10 @@ def label_files(
 ) -> list[Path]:
     """Label images into a folder: ``label_files("runs/mine", ["photos"], "labels")``.
 
-    Each image gets a PNG of class numbers with a palette, of its own size, and with ``overlay`` a
-    JPEG of them over the image beside it. What is there already is kept, so that an interrupted
-    call goes on. ``classes.json`` says what the numbers mean, and which network made them.
+    Each image gets a PNG with a palette, of its own size, and with ``overlay`` a JPEG of colours
+    over the image beside it. The PNG has the values of the masks that the network was trained on,
+    see :class:`patlib.label_maps.Legend`. What is there already is kept, so that an interrupted
+    call goes on. ``classes.json`` says what the values mean, and which network made them.
 
     Args:
         run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
@@ -121,8 +171,9 @@ def label_files(
     _check_out(Path(out).expanduser(), images, files)
     predictor = Predictor(run, device, batch_size, prior_shift, model)
     out = Path(out).expanduser()
-    names = predictor.class_names
-    _check_legend(out / LEGEND, predictor, prior_shift)
+    legend = Legend(predictor.class_names, predictor.mask_values)
+    described = _described(legend, predictor, prior_shift)
+    _check_legend(out / LEGEND, described)
     paths = {name: out / f"{name}.png" for name in files}
 
     def overlay_path(name: Path) -> Path:
@@ -136,8 +187,8 @@ def label_files(
 
     def write(name: Path, labels: np.ndarray) -> None:
         if overlay:
-            write_overlay(overlay_path(name), files[name], labels, names)
-        write_label_map(paths[name], labels, names)
+            write_overlay(overlay_path(name), files[name], labels, legend)
+        write_label_map(paths[name], labels, legend)
 
     with ThreadPoolExecutor(THREADS) as pool:
         opened = _ahead(pool, open_image, (files[name] for name in todo), 2 * batch_size)
@@ -145,6 +196,8 @@ def label_files(
         labelled = zip(todo, predictor.label(opened), strict=True)
         try:
             for name, labels in progress(labelled, total=len(todo), desc="labelling"):
+                if not (out / LEGEND).is_file():  # now that there is something to tell of
+                    write_text(out / LEGEND, described)
                 writing.append(pool.submit(write, name, labels))
                 while len(writing) > 2 * batch_size:
                     writing.popleft().result()
@@ -172,12 +225,12 @@ def _check_files(files: Iterable[Path]) -> None:
             with Image.open(file):
                 pass
         except (OSError, ValueError):
-            wrong.append(str(file))
+            wrong.append(f"  {file}: it is no image, or a damaged one")
     if wrong:
-        raise ValueError(
-            f"images must be images, got {len(wrong)} other file(s), the first is {wrong[0]!r}; "
-            "nothing was labelled"
-        )
+        number = "1 file is" if len(wrong) == 1 else f"{len(wrong)} files are"
+        more = [f"  ... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        listed = "\n".join([*wrong[:SHOWN], *more])
+        raise ValueError(f"images must be images, {number} not; nothing was labelled:\n{listed}")
 
 
 def _check_out(out: Path, images: Iterable[str | Path], names: Iterable[Path]) -> None:
@@ -194,26 +247,19 @@ def _check_out(out: Path, images: Iterable[str | Path], names: Iterable[Path]) -
         )
 
 
-def _check_legend(
-    path: Path, predictor: Predictor, prior_shift: Mapping[str, float] | None
-) -> None:
-    """Write what label maps mean; refuse a folder that holds those of another network."""
+def _described(
+    legend: Legend, predictor: Predictor, prior_shift: Mapping[str, float] | None
+) -> str:
+    """The text of ``classes.json``: what label maps mean, and whose they are."""
     shift = None if prior_shift is None else {k: float(v) for k, v in prior_shift.items()}
-    legend = {
-        "class_names": list(predictor.class_names),
-        "palette": class_colors(predictor.class_names),
-        "prior_shift": shift,
-        "network_sha256": fingerprint_model(predictor.model),
-    }
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError:
-            there = None
-        if there != legend:
-            raise ValueError(
-                f"out={str(path.parent)!r} holds label maps of another network or prior shift: "
-                "choose another folder or remove that one"
-            )
-    else:
-        write_text(path, json.dumps(legend, indent=1) + "\n")
+    origin = {"prior_shift": shift, "network_sha256": fingerprint_model(predictor.model)}
+    return json.dumps({**legend.describe(), **origin}, indent=1) + "\n"
+
+
+def _check_legend(path: Path, described: str) -> None:
+    """Refuse a folder that holds label maps of another network."""
+    if path.is_file() and path.read_text() != described:
+        raise ValueError(
+            f"out={str(path.parent)!r} holds label maps of another network or prior shift: "
+            "choose another folder or remove that one"
+        )

@@ -32,8 +32,9 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> tuple[nn.Modu
 
     Returns:
         The network on the CPU, and a dict with ``config``, ``class_names``, ``image_size`` (H, W),
-        ``curves``, and ``priors``, a :class:`patlib.priors.ClassPriors` (None in checkpoints made
-        before 0.2.0).
+        ``curves``; ``mask_values``, see :class:`patlib.data.SegmentationDataset` (None also in
+        checkpoints made before 0.3.0); and ``priors``, a :class:`patlib.priors.ClassPriors` (None
+        in checkpoints made before 0.2.0).
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -54,6 +55,7 @@ def load_model(run: str | Path, model: nn.Module | None = None) -> tuple[nn.Modu
                 f"{path} and {RECORD} beside it must be of one run, got others: {different}"
             )
     config = content["config"]
+    content.setdefault("mask_values", None)
     content["priors"] = ClassPriors(**content["priors"]) if "priors" in content else None
     if config["model"].startswith(CUSTOM):
         network = _own_model(config["model"], model)
@@ -120,6 +122,7 @@ class Predictor:
 
     Attributes:
         class_names: names of the classes 0 ... L-1.
+        mask_values: of each class the value, or colour, in the masks; None for class numbers.
         image_size: (H, W) that images are resized to.
         shift: what is subtracted from the logits, (L, 1, 1); None for nothing.
 
@@ -147,6 +150,8 @@ class Predictor:
         if prior_shift is not None:
             self.shift = shift_of(run, content["priors"], prior_shift).to(self.device)
         self.class_names: tuple[str, ...] = tuple(content["class_names"])
+        values = content["mask_values"]
+        self.mask_values = None if values is None else tuple(values)
         self.image_size: tuple[int, int] = tuple(content["image_size"])
 
     def __call__(self, images: Iterable[str | Path | Image.Image]) -> Iterator[np.ndarray]:

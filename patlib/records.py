@@ -25,6 +25,8 @@ RESULTS_VERSION = 1
 
 #: the files that :func:`patlib.train` leaves in the folder of a run
 LOG, RECORD, IMAGES = "log.csv", "record.json", "test_images.npz"
+#: beside them where a comparison has chosen the run: the prior shift that it recommends
+CHOSEN = "chosen.json"
 
 
 @dataclass(frozen=True)

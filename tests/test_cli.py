@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 import patlib.label_maps
 from conftest import write_image
 from patlib import Predictor, RunConfig, RunRecord, load_model, predict, train
-from patlib.cli import build_parser, main
+from patlib.cli import build_parser, build_parsers, main
+from patlib.data import build_dataset
 from patlib.label_maps import label_files
 from patlib.plots import class_colors
 
@@ -48,9 +50,9 @@ def photos(tmp_path):
 
 
 def complaint(capsys):
-    """The one line on standard error."""
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("patlib: ")
+    """What is on standard error: one line, and perhaps a list or a layout, indented."""
+    said = capsys.readouterr().err.rstrip().splitlines()
+    assert said[0].startswith("patlib: ") and all(line.startswith("  ") for line in said[1:])
     return said[0]
 
 
@@ -80,7 +82,70 @@ def test_predict_writes_what_predict_gives_with_the_colours_of_the_classes(run, 
         assert abs((blended - (image + colors) / 2).mean()) < 2
         assert blended.shape == image.shape
     legend = json.loads((out / "classes.json").read_text())
-    assert legend["class_names"] == list(names) and legend["prior_shift"] == {"tau": 0.5}
+    assert [c["name"] for c in legend["classes"]] == list(names)
+    assert [c["value"] for c in legend["classes"]] == list(range(8))  # drawn images have no masks
+    assert legend["prior_shift"] == {"tau": 0.5}
+
+
+COLORS = ("#804080", "#00008e", "#dcdc00")
+
+
+@pytest.mark.parametrize("values", [(26, 7, 200), COLORS], ids=["numbers", "colours"])
+def test_label_maps_are_like_the_masks(tmp_path, values):
+    """Each of the files is a mask that the data set reads, and means what predict says."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "mine"
+    as_rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLORS], np.uint8)
+    table = as_rgb if values == COLORS else np.array(values, np.uint8)
+    for i in range(10):
+        image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        write_image(root / "images" / f"{i}.png", image)
+        write_image(root / "masks" / f"{i}.png", table[rng.integers(0, 3, (32, 32))])
+    classes = "".join(f'  "{v}": class {v[1:]}\n' if values == COLORS else f"  {v}: class {v}\n"
+                      for v in values)  # fmt: skip
+    (root / "classes.yaml").write_text(f"classes:\n{classes}image_size: [32, 32]\n")
+    run = tmp_path / "run"
+    config = RunConfig(
+        dataset="folder", data_root=str(root), model_params={"width": 4, "stages": 2}, epochs=1,
+        batch_size=4, device="cpu", output_dir=str(run),
+    )  # fmt: skip
+    train(config, progress=False)
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(root / "images"), "--out", str(out), "--overlay"]) == 0
+    seen = set()
+    for path in sorted(out.glob("*.png")):
+        labels = predict(run, root / "images" / path.name)
+        seen |= set(labels.ravel().tolist())
+        written = Image.open(path)
+        found = written.convert("RGB") if values == COLORS else written
+        np.testing.assert_array_equal(np.asarray(found), table[labels])
+        (root / "masks" / path.name).write_bytes(path.read_bytes())
+    assert len(seen) > 1
+    dataset = build_dataset("folder", root, "train")
+    for i, sample in enumerate(dataset.samples):
+        np.testing.assert_array_equal(dataset.arrays(i)[1], predict(run, sample.image))
+    legend = json.loads((out / "classes.json").read_text())["classes"]
+    assert [c["name"] for c in legend] == [f"class {str(v).lstrip('#')}" for v in values]
+    if values == COLORS:
+        assert [c["color"] for c in legend] == list(COLORS)
+    else:
+        assert [c["value"] for c in legend] == list(values)
+
+
+def test_predict_takes_the_shift_that_a_comparison_recommends(run, photos, tmp_path, capsys):
+    best = tmp_path / "best"
+    shutil.copytree(run, best)
+    (best / "chosen.json").write_text('{"method": "CE", "prior_shift": {"tau": 1.0}}')
+    for number, (option, shift) in enumerate(
+        {None: {"tau": 1.0}, "chosen": {"tau": 1.0}, "none": None, "tau=-1": {"tau": -1.0}}.items()
+    ):
+        out = tmp_path / f"out{number}"
+        command = ["predict", str(best), str(photos / "b.png"), "--out", str(out)]
+        assert main([*command, *([] if option is None else ["--prior_shift", option])]) == 0
+        told = "with the prior shift tau=" if shift else "without a prior shift"
+        assert told in capsys.readouterr().out
+        expected = predict(best, photos / "b.png", prior_shift=shift)
+        np.testing.assert_array_equal(Image.open(out / "b.png"), expected)
 
 
 def test_predict_keeps_what_is_there_and_refuses_the_folder_of_another_network(
@@ -118,7 +183,9 @@ def test_a_broken_image_is_named_and_those_before_it_are_kept(run, photos, tmp_p
     assert main(["predict", str(run), str(photos), "--out", str(out), "--batch_size", "1"]) == 2
     assert "d.png: the image file cannot be read" in complaint(capsys)
     assert {f.stem for f in out.glob("*.png")} == {"a", "b", "c.d"}
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*")) and (out / "classes.json").is_file()
+    command = ["predict", str(run), str(photos / "d.png"), "--out", str(tmp_path / "new")]
+    assert main(command) == 2 and not (tmp_path / "new").exists()  # nothing was labelled
 
 
 def test_predict_refuses_before_it_labels(run, photos, tmp_path, capsys, monkeypatch):
@@ -140,10 +207,16 @@ def test_predict_refuses_before_it_labels(run, photos, tmp_path, capsys, monkeyp
     }.items():
         assert main(["predict", str(run), str(photos), "--out", str(out)]) == 2
         assert message in complaint(capsys)
-    (photos / "f.png").write_bytes(b"no image")
+    for name in ("f.png", "g.png"):
+        (photos / name).write_bytes(b"no image")
     assert main(["predict", str(run), str(photos), "--out", str(tmp_path / "out")]) == 2
-    assert "got 1 other file(s), the first is" in complaint(capsys)
-    (photos / "f.png").unlink()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and "2 files are not; nothing was labelled:" in said[0]
+    assert [line.split(": ")[0].strip() for line in said[1:]] == [
+        str(photos / name) for name in ("f.png", "g.png")
+    ]
+    for name in ("f.png", "g.png"):
+        (photos / name).unlink()
     for option in (["--prior_shift", "tau=much"], ["--batch_size", "0"]):
         command = ["predict", str(run), str(photos), "--out", str(tmp_path / "out"), *option]
         assert main(command) == 2
@@ -172,7 +245,7 @@ def test_help_of_train_is_that_of_the_fields(capsys):
     assert ended.value.code == 0 and "``" not in text and ":func:" not in text
     for field in dataclasses.fields(RunConfig):
         assert f"--{field.name} " in text
-    defaults = build_parser().parse_args(["train"]).train
+    defaults = build_parser(build_parsers()).parse_args(["train"]).train
     assert RunConfig(**vars(defaults)) == RunConfig()
 
 
@@ -180,13 +253,18 @@ def test_help_of_train_is_that_of_the_fields(capsys):
     ("command", "message"),
     [
         ("", 'expected "command" to be one of {train,predict,compare}'),
-        ("trian", "invalid choice: 'trian'"),
+        ("trian", "must be train, predict, compare, got 'trian' (did you mean train?)"),
         ("train --epochs two", "epochs must be an integer, got 'two'"),
         ("train --learning_rate x", "learning_rate must be a number, got 'x'"),
-        ("train --image_size 32 48", "image_size must be HEIGHT and WIDTH in brackets"),
-        ("train --image-size [32,x]", "image_size must be HEIGHT and WIDTH in brackets"),
+        ("train --image_size 32 31", "image_size must be (H, W), two integers >= 32, got (32, 31)"),
+        ("train --image_size 32", "image_size must be HEIGHT and WIDTH in pixels, such as 96 128"),
+        ("train --image_size [32,48,3]", "image_size must be HEIGHT and WIDTH in pixels"),
+        ("train --image-size [32,x]", "image_size must be HEIGHT and WIDTH in pixels"),
         ("train --loss_params 3", "loss_params must be names and values in braces"),
         ("train --image_sise [32,48]", "(did you mean --image_size?)"),
+        ("compare x --buget 3", "(did you mean --budget?)"),
+        ("predict a b --out c --overlai", "(did you mean --overlay?)"),
+        ("predict a", "the following arguments are required: images, out"),
         ("compare x --seeds few", "seeds must be an integer, got 'few'"),
         ("compare x --model_params 3", "model_params must be names and values in braces"),
         ("train --epochs 0", "epochs must be an integer >= 1, got 0"),
@@ -195,7 +273,7 @@ def test_help_of_train_is_that_of_the_fields(capsys):
         ("train --dataset camvid --data_root nowhere", "data_root must be a folder, got"),
     ],
 )
-def test_what_is_refused_is_one_line_and_code_2(command, message, capsys, tmp_path, monkeypatch):
+def test_what_is_refused_is_named_with_code_2(command, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     assert message in complaint(capsys)

@@ -60,7 +60,8 @@ def test_every_network_exports_at_any_size(runs, tmp_path, model):
     file = export(runs(model), tmp_path / "net.pt2", shift)
     program = torch.export.load(file, extra_files=extra).module()
     told = json.loads(extra["metadata.json"])
-    assert told["class_names"] == names and told["palette"] == class_colors(names)
+    assert [told["name"] for told in told["classes"]] == names
+    assert [told["color"] for told in told["classes"]] == class_colors(names)
     assert told["image_size"] == [32, 48] and told["prior_shift"] == shift
     computed = {"pt2": lambda images: program(images).detach()}
     if model in IN_ONNX:

@@ -127,6 +127,18 @@ class SegmentationDataset(torch.utils.data.Dataset):
             parts["validation" if group in held_out else "train"].append(sample)
         return parts
 
+    @property
+    def mask_values(self) -> tuple[int, ...] | tuple[str, ...] | None:
+        """Of each class its value in the mask files; None if one has several values, or no files.
+
+        Where masks hold colours, these, such as ``"#804080"``.
+        """
+        labels = list(self.labels.values())
+        if self.drawn or any(labels.count(label) != 1 for label in range(self.num_classes)):
+            return None
+        values = {label: value for value, label in self.labels.items()}
+        return tuple(values[label] for label in range(self.num_classes))
+
     # -- access ------------------------------------------------------------------------------------
 
     def __len__(self) -> int:

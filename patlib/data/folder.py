@@ -85,6 +85,11 @@ class Folder(SegmentationDataset):
             )
         super().__init__(root, split, image_size, split_scheme, void)
 
+    @property
+    def mask_values(self) -> tuple[int, ...] | tuple[str, ...] | None:
+        values = super().mask_values
+        return tuple(map(color_text, values)) if values and self.colored else values
+
     def official_splits(self) -> dict[str, list[Sample]]:
         entries = [f for f in self._folder("images").iterdir() if not f.name.startswith(".")]
         self._folder("masks")

@@ -6,6 +6,7 @@ The notebook ``own_images`` and the command ``patlib compare`` go through these 
 from patlib.own_images.comparison import (
     Comparison,
     compare,
+    finished_runs,
     keep_best,
     load_trained,
     score_table,
@@ -24,6 +25,7 @@ __all__ = [
     "Survey",
     "check_losses",
     "compare",
+    "finished_runs",
     "keep_best",
     "load_trained",
     "make_figures",

@@ -18,9 +18,9 @@ from scipy import stats
 
 from patlib.data.cache import whole_folder
 from patlib.metrics import score_groups, scores_of_counts
-from patlib.own_images.plan import OVERRUN, Plan, revise, save_plan
+from patlib.own_images.plan import FEW_SEEDS, MANY_SEEDS, OVERRUN, Plan, revise, save_plan
 from patlib.prediction import Predictor
-from patlib.records import IMAGES, RECORD, RunRecord
+from patlib.records import CHOSEN, IMAGES, RECORD, RunRecord
 from patlib.study.statistics import Difference, bootstrap_differences, interval, mean_iou
 from patlib.study.wording import listing, signed
 from patlib.training import open_split, train
@@ -53,6 +53,9 @@ def train_all(
         The plan with the seeds that were run.
     """
     folder = Path(output_dir).expanduser()
+    if finished := finished_runs(plan, folder):
+        names = "; ".join(f"{method}, seed {seed}" for method, seed in finished)
+        say(f"{len(finished)} of {len(plan.seeds) * len(plan.methods)} runs are there: {names}")
     plan = _with_true_speed(plan, folder, say, progress)
     left, done = plan.training_seconds, 0
     slack = OVERRUN * left
@@ -95,9 +98,24 @@ def _with_true_speed(plan: Plan, folder: Path, say: Callable[[str], None], progr
     return plan
 
 
+def finished_runs(plan: Plan, output_dir: str | Path) -> list[tuple[str, int]]:
+    """Method and seed of the runs of a plan that have a record."""
+    return [
+        (method, seed)
+        for seed in plan.seeds
+        for method in plan.methods
+        if (Path(plan.config(method, seed, output_dir).output_dir).expanduser() / RECORD).is_file()
+    ]
+
+
 def _say_run(plan: Plan, method: str, seed: int, say: Callable[[str], None]) -> None:
+    methods = list(plan.methods)
+    number = plan.seeds.index(seed) * len(methods) + methods.index(method) + 1
     ends = datetime.now() + timedelta(seconds=plan.run_seconds(method))
-    say(f"{method}, seed {seed}: until about {ends:%H:%M:%S}")
+    say(
+        f"run {number} of {len(plan.seeds) * len(methods)}: {method}, seed {seed}; this run ends "
+        f"at about {ends:%H:%M:%S}"
+    )
 
 
 class OffPlanError(Exception):
@@ -154,7 +172,6 @@ class Trained:
         record: of the run.
         shifts: the shifts of the logits, ``{kind: strength}``.
         counts: split -> (1 + K, N, 3, L); the first is without shift, then those of ``shifts``.
-        shown, labels: numbers of test images, and their predicted labels (without shift).
     """
 
     method: str
@@ -163,8 +180,6 @@ class Trained:
     record: RunRecord
     shifts: list[dict[str, float]]
     counts: dict[str, np.ndarray]
-    shown: np.ndarray
-    labels: np.ndarray
 
 
 def load_trained(plan: Plan, output_dir: str | Path) -> list[Trained]:
@@ -185,8 +200,7 @@ def load_trained(plan: Plan, output_dir: str | Path) -> list[Trained]:
                 shifted[:, :, 2] = stored[f"{prefix}shifted_predicted"]
                 counts[split] = shifted
             record = RunRecord.load(folder / RECORD)
-            parts = (shifts, counts, stored["shown"], stored["labels"])
-            found.append(Trained(method, seed, folder, record, *parts))
+            found.append(Trained(method, seed, folder, record, shifts, counts))
     return found
 
 
@@ -311,34 +325,32 @@ def shift_text(shift: Mapping[str, float]) -> str:
     return text.replace("-", "−").replace(" ", "\u00a0")
 
 
-def shift_option(shift: Mapping[str, float]) -> str:
-    """The shift as ``patlib predict --prior_shift`` takes it."""
-    ((kind, strength),) = shift.items()
-    return f"{kind}={strength:g}" if strength else "none"
-
-
 def verdict(found: Comparison) -> list[str]:
     """What to take, why, how sure that is, and what would decide: sentences."""
     best, seeds = found.best, len(found.plan.seeds)
     shift = found.shifts[best]
-    how = f" with the shift {shift_text(shift)}" if any(shift.values()) else ", without a shift"
+    how = f" with the shift {shift_text(shift)}" if any(shift.values()) else " without a shift"
     mean = {split: 100 * np.nanmean([s["miou"] for s in found.scores(best, split)]) for split in
             ("validation", "test")}  # fmt: skip
-    said = [
-        f"Take {best}{how}: the best mIoU on the validation images ({mean['validation']:.1f} %); "
-        f"on the test images, which chose nothing, {mean['test']:.1f} %."
-    ]
+    scored = (
+        f"the best mIoU on the validation images ({mean['validation']:.1f} %); on the test images, "
+        f"which chose nothing, it has {mean['test']:.1f} %"
+    )
     judged = found.differences["miou"]
     if seeds == 1:
-        said[0] += " With one seed, this may be chance."
-        said.append(
-            f"Test mIoU beside it, in points: {_each(judged)}. More seeds (a larger budget) would "
-            "decide."
-        )
-        return [*said, *_short_runs(found)]
-    same = [d.method for d in judged if d.verdict == "not distinguishable"]
+        return [
+            f"Not decided: {best}{how} has {scored}, but with one seed that may be chance.",
+            f"Test mIoU minus that of {best}, in points: {_each(judged)}.",
+            f"At least {FEW_SEEDS} seeds can tell losses apart: {_how_to_add(found, FEW_SEEDS)}.",
+            *_short_runs(found),
+        ]
+    same = [d for d in judged if d.verdict == "not distinguishable"]
     worse = [d.method for d in judged if d.verdict == "lower"]
     better = [d.method for d in judged if d.verdict == "higher"]
+    clear = not same and not better
+    said = [
+        f"Take {best}{how}: {scored}." if clear else f"No clear winner: {best}{how} has {scored}."
+    ]
     if worse:
         said.append(f"Its test mIoU is higher than that of {listing(worse)}.")
     if better:
@@ -347,8 +359,8 @@ def verdict(found: Comparison) -> list[str]:
             "did not show: the two parts differ, or are small."
         )
     if same:
-        said.append(f"Not distinguishable from {listing(same)}.")
-        said.append(_what_would_decide(found, [d for d in judged if d.method in same]))
+        said.append(f"Not distinguishable from {listing([d.method for d in same])}.")
+        said += _what_would_decide(found, same)
     tail = [d for d in found.differences["tail"] if d.verdict == "higher"]
     if tail:
         said.append(
@@ -372,24 +384,56 @@ def _short_runs(found: Comparison) -> list[str]:
     return [f"Each run had {steps} steps: a loss that starts slowly may do better in longer ones."]
 
 
-def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> str:
-    """Whether seeds or images make most of the widest open interval."""
-    n = len(found.plan.seeds)
-    widest = max(open_, key=lambda d: d.high - d.low)
-    half = (widest.high - widest.low) / 2
-    spread = np.std(list(widest.by_seed.values()), ddof=1)
-    of_seeds = stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
-    of_images = math.sqrt(max(half**2 - of_seeds**2, 0))
-    more = "more seeds" if of_seeds > of_images else "more test images"
-    images = found.counts(found.best).shape[1]
-    return (
-        f"What would decide: {more}. Of ±{100 * half:.1f} points beside {widest.method}, "
-        f"{n} seeds alone leave ±{100 * of_seeds:.1f}, {images} test images ±{100 * of_images:.1f}."
+def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> list[str]:
+    """How many seeds would tell the best from others, if the differences stay as they are."""
+    needed = {d.method: seeds_needed(d) for d in open_}
+    decidable = {method: number for method, number in needed.items() if number}
+    equal = [method for method, number in needed.items() if not number]
+    said = []
+    if decidable:
+        each = listing([f"{number} from {method}" for method, number in decidable.items()])
+        said.append(
+            f"If the differences stay as they are, so many seeds would tell it apart: {each}; "
+            f"{_how_to_add(found, max(decidable.values()))}."
+        )
+    if equal:
+        images = found.counts(found.best).shape[1]
+        said.append(
+            f"{MANY_SEEDS} seeds would not tell it from {listing(equal)}: treat them as equal, or "
+            f"compare on more than {images} test images."
+        )
+    return said
+
+
+def seeds_needed(difference: Difference) -> int | None:
+    """The number of seeds at which a difference's interval would exclude 0, if its mean stays.
+
+    The errors are those of :func:`patlib.study.statistics.interval`: that of the seeds shrinks with
+    their number, that of the test images does not. None if it would take more than ``MANY_SEEDS``.
+    """
+    n, mean = len(difference.by_seed), abs(difference.mean)
+    spread = float(np.std(list(difference.by_seed.values()), ddof=1))
+
+    def of_seeds(number: int) -> float:
+        return stats.t.ppf(0.975, number - 1) * spread / math.sqrt(number)
+
+    half = (difference.high - difference.low) / 2
+    of_images = math.sqrt(max(half**2 - of_seeds(n) ** 2, 0))
+    return next(
+        (k for k in range(n + 1, MANY_SEEDS + 1) if math.hypot(of_seeds(k), of_images) < mean), None
     )
+
+
+def _how_to_add(found: Comparison, seeds: int) -> str:
+    there, planned = len(found.plan.seeds), found.plan.planned_seconds
+    minutes = (seeds - there) * planned / there / 60
+    return f"the same command with --seeds {seeds} adds them, in about {minutes:.1f} minutes"
 
 
 def keep_best(found: Comparison, output_dir: str | Path) -> Path:
     """Copy the run to be used to ``best/``, and label the test images with it into ``labels/``.
+
+    ``best/chosen.json`` has the shift, which ``patlib predict`` then takes.
 
     Returns:
         The folder ``best``.
@@ -399,15 +443,17 @@ def keep_best(found: Comparison, output_dir: str | Path) -> Path:
     kept = [RECORD, IMAGES, "log.csv", "last.ckpt"]
     if best.exists():
         shutil.rmtree(best)
+    chosen = {"method": found.best, "prior_shift": found.shifts[found.best]}
     with whole_folder(best) as beside:
         for name in kept:
             shutil.copyfile(run.folder / name, beside / name)
+        (beside / CHOSEN).write_text(json.dumps(chosen, indent=1) + "\n")
     _label_test(found, best, folder / "labels")
     return best
 
 
 def _label_test(found: Comparison, best: Path, labels: Path) -> None:
-    from patlib.label_maps import write_label_map
+    from patlib.label_maps import LEGEND, Legend, write_label_map
 
     config = found.plan.config(found.best, found.plan.seeds[0], best.parent)
     samples = open_split(config, "test").samples
@@ -415,8 +461,9 @@ def _label_test(found: Comparison, best: Path, labels: Path) -> None:
     predictor = Predictor(best, device=config.device, prior_shift=shift)
     if labels.exists():
         shutil.rmtree(labels)
+    legend = Legend(predictor.class_names, predictor.mask_values)
     with whole_folder(labels) as beside:
         for sample, label_map in zip(samples, predictor(s.image for s in samples), strict=True):
-            write_label_map(beside / f"{sample.id}.png", label_map, found.class_names)
-        legend = {"class_names": found.class_names, "prior_shift": shift, "method": found.best}
-        (beside / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")
+            write_label_map(beside / f"{sample.id}.png", label_map, legend)
+        told = {**legend.describe(), "prior_shift": shift, "method": found.best}
+        (beside / LEGEND).write_text(json.dumps(told, indent=1) + "\n")

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from patlib.data import build_dataset
 from patlib.metrics import class_groups
@@ -19,6 +20,7 @@ from patlib.plots import (
     plot_panels,
     plot_predictions,
 )
+from patlib.prediction import Predictor
 from patlib.study.statistics import mean_iou
 
 EXAMPLES = 2
@@ -103,11 +105,14 @@ def plot_class_scores(found: Comparison) -> Figure:
 
 
 def plot_example_predictions(found: Comparison, survey: Survey) -> Figure:
-    """What the first run of each method predicts on test images, as trained, without shift."""
+    """What the first run of each method predicts on test images, with the method's shift."""
     dataset = build_dataset("folder", survey.root, "test", survey.image_size)
-    first = {method: runs[0] for method, runs in found.runs.items()}
-    shown = next(iter(first.values())).shown
-    columns = np.unique(np.linspace(0, len(shown) - 1, EXAMPLES).round().astype(int))
-    images, truth = zip(*(dataset.arrays(int(shown[c])) for c in columns), strict=True)
-    maps = {method: run.labels[columns] for method, run in first.items()}
+    picked = np.unique(np.linspace(0, len(dataset) - 1, EXAMPLES).round().astype(int))
+    images, truth = zip(*(dataset.arrays(int(i)) for i in picked), strict=True)
+    maps = {}
+    for method, runs in found.runs.items():
+        predictor = Predictor(
+            runs[0].folder, found.plan.settings["device"], prior_shift=found.shifts[method]
+        )
+        maps[method] = np.stack(list(predictor(Image.fromarray(image) for image in images)))
     return plot_predictions(images, truth, maps, found.class_names)

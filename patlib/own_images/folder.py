@@ -299,6 +299,11 @@ def class_table(found: Survey, split: str = "train") -> dict[str, Any]:
 def notes(found: Survey) -> list[str]:
     """What the folder means for the comparison, in sentences: gaps, doubles, kind of the tail."""
     said = []
+    if unnamed := [n for n in found.class_names if n.startswith("class_")]:
+        said.append(
+            f"{_quoted(unnamed)}: names of a draft. Put your own into {found.root / CLASSES} "
+            "before training, so that the network has them too."
+        )
     present = {split: (sizes > 0).sum(0) for split, sizes in found.splits.items()}
     for split, verb in {
         "train": "cannot be learned",

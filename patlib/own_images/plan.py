@@ -22,7 +22,7 @@ from patlib.data import DecodedSplit, class_sizes, load_arrays
 from patlib.data.dataset import SPLITS
 from patlib.evaluation import evaluate
 from patlib.files import write_text
-from patlib.label_maps import write_label_map
+from patlib.label_maps import Legend, write_label_map
 from patlib.losses import LOSSES
 from patlib.metrics import SegmentationMetrics
 from patlib.models.encoder_unet import PACKAGED
@@ -55,6 +55,7 @@ CLOSE = 0.1  # of the time: a plan that ends so far from it says so
 # What is not measured: the start of the command, with imports of its own, takes so many times the
 # seconds of those of the notebook; figures and intervals take so many seconds.
 STARTS, REPORT_SECONDS = 1.2, 8.0
+FEW_SEEDS, MANY_SEEDS = 3, 20  # that are named as what would decide: at least, and at most
 PLAN = "plan.json"
 
 
@@ -127,12 +128,32 @@ class Plan:
         )
 
     @property
+    def caution(self) -> str:
+        """What one seed cannot do, and how long it would take to do it; empty with more seeds."""
+        if len(self.seeds) > 1:
+            return ""
+        minutes = (self.other_seconds + FEW_SEEDS * self.planned_seconds) / 60
+        return (
+            "With one seed, chance and loss cannot be told apart. "
+            f"{FEW_SEEDS} seeds of this length take about {minutes:.1f} minutes: --seeds "
+            f"{FEW_SEEDS} --budget {math.ceil(minutes)}, or later, in the same folder, --seeds "
+            f"{FEW_SEEDS}, which adds them."
+        )
+
+    def left_seconds(self, finished: int) -> float:
+        """How long it should take from now on, with so many finished runs."""
+        share = 1 - finished / (len(self.seeds) * len(self.methods))
+        return share * self.planned_seconds + REPORT_SECONDS
+
+    @property
     def duration(self) -> str:
         """How long everything should take, in words."""
         budget = self.training_seconds + self.other_seconds
         text = f"about {self.all_seconds / 60:.1f} minutes in all"
         if abs(self.all_seconds - budget) > CLOSE * budget:
-            text += f" (whole epochs of all losses come no nearer to {budget / 60:.1f})"
+            text += (
+                f" (the budget is {budget / 60:.1f}; epochs are whole, and {MAX_EPOCHS} at most)"
+            )
         return text
 
 
@@ -228,6 +249,8 @@ def make_plan(
 ) -> Plan:
     """Measure this machine, and plan what fits; or go on with the plan that is in the folder.
 
+    Of a plan that is there the budget stays what it was; seeds are added if more are asked for.
+
     Seeds come before epochs as long as each run has hundreds of steps (see ``SEEDS``): with one
     seed no difference between losses can be told from chance.
 
@@ -242,7 +265,7 @@ def make_plan(
             ``started``, took about as long.
 
     Raises:
-        ValueError: not one epoch fits, or the folder holds another comparison.
+        ValueError: not one epoch fits, or the folder holds another comparison, or more seeds.
     """
     started = time.perf_counter() if started is None else started
     check_number("budget_minutes", budget_minutes, above=0)
@@ -255,7 +278,8 @@ def make_plan(
     reading = time.perf_counter() - before
     data = {split: part.fingerprint for split, part in arrays.items()}
     if (folder / PLAN).is_file():
-        return _planned(folder, Plan(dict(methods), dict(settings), [], data, 0, {}, {}, 0.0, 0.0))
+        here = Plan(dict(methods), dict(settings), [], data, 0, {}, {}, 0.0, 0.0)
+        return _planned(folder, here, seeds)
 
     folder.mkdir(parents=True, exist_ok=True)
     configs = {label: RunConfig(**{**settings, **own}) for label, own in methods.items()}
@@ -414,6 +438,7 @@ def _measure_rest(
         "config": learner.config.to_dict(),
         "run": {},
         "class_names": split.class_names,
+        "mask_values": split.mask_values,
         "image_size": split.image_size,
         "curves": [],
         "seconds": {},
@@ -425,10 +450,11 @@ def _measure_rest(
         checkpoint = Path(scratch) / CHECKPOINT
         save = _seconds(lambda: save_checkpoint(checkpoint, content))
         predictor = Predictor(checkpoint, learner.config.device)
+        legend = Legend(predictor.class_names, predictor.mask_values)
 
         def label() -> None:
             for i, labels in enumerate(predictor(files)):
-                write_label_map(Path(scratch) / f"{i}.png", labels, split.class_names)
+                write_label_map(Path(scratch) / f"{i}.png", labels, legend)
 
         label_image = _seconds(label) / len(files)
     return {
@@ -461,8 +487,8 @@ def save_plan(plan: Plan, folder: Path) -> None:
     write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
 
 
-def _planned(folder: Path, here: Plan) -> Plan:
-    """The plan in a folder, if it is one of the same losses, network and data."""
+def _planned(folder: Path, here: Plan, seeds: int | None) -> Plan:
+    """The plan in a folder, if it is one of the same losses, network and data, with more seeds."""
     try:
         there = Plan(**json.loads((folder / PLAN).read_text()))
     except (ValueError, TypeError) as error:
@@ -475,7 +501,22 @@ def _planned(folder: Path, here: Plan) -> Plan:
                 f"{value} here): choose another folder or remove that one"
             )
     # The data may lie elsewhere now.
-    return Plan(**{**asdict(there), "settings": {**there.settings, **_place(here.settings)}})
+    plan = replace(there, settings={**there.settings, **_place(here.settings)})
+    if seeds is None or seeds == len(plan.seeds):
+        return plan
+    if seeds < len(plan.seeds):
+        raise ValueError(
+            f"seeds must be at least the {len(plan.seeds)} of the comparison in output_dir="
+            f"{str(folder)!r}, got {seeds}"
+        )
+    plan = replace(
+        plan,
+        seeds=list(range(seeds)),
+        training_seconds=plan.training_seconds * seeds / len(plan.seeds),
+        more_seeds=False,
+    )
+    save_plan(plan, folder)
+    return plan
 
 
 def _place(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from patlib.own_images.comparison import (
     METRICS,
     Comparison,
     score_table,
-    shift_option,
     shift_text,
     verdict,
 )
@@ -56,23 +55,27 @@ table { margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
 """
 
 
 def summary_table(found: Comparison) -> pd.DataFrame:
     """A row for each method, the chosen one first: shift and scores in percent, as texts."""
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
     order = [found.best, *(m for m in found.runs if m != found.best)]
     judged = {d.method: d.short for d in found.differences["miou"]}
     for method in order:
         scores = {split: pd.DataFrame(found.scores(method, split)) for split in
                   ("validation", "test")}  # fmt: skip
-        row = {"shift": shift_text(found.shifts[method])}
-        row["validation mIoU (%)"] = _mean_and_std(scores["validation"]["miou"])
+        row = {"test mIoU (%)": _mean_and_std(scores["test"]["miou"])}
+        # Second, so that a narrow window shows how sure a difference is.
+        row[f"minus {found.best}"] = judged.get(method, "")
         for metric, title in METRICS.items():
-            row[f"test {title} (%)"] = _mean_and_std(scores["test"][metric])
-        row[f"test mIoU minus {found.best}"] = judged.get(method, "")
+            if metric != "miou":
+                row[f"test {title} (%)"] = _mean_and_std(scores["test"][metric])
+        row["validation mIoU (%)"] = _mean_and_std(scores["validation"]["miou"])
+        row["shift"] = shift_text(found.shifts[method])
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -84,12 +87,21 @@ def _mean_and_std(values: pd.Series) -> str:
 
 def make_figures(survey: Survey, found: Comparison) -> dict[str, tuple[Figure, str]]:
     """Name -> a figure of the report and its caption."""
+    if len(found.plan.seeds) == 1:
+        bars = (
+            "bar: 95 % interval over the test images alone. With one seed the variation of "
+            "training itself is not in these bars: a bar beside 0 does not decide, and no mark is "
+            "filled."
+        )
+    else:
+        bars = (
+            "mean over the seeds and 95 % interval over seeds and test images. Filled: told apart "
+            "from 0. Ticks: single seeds."
+        )
     return {
         "intervals": (
             figures.plot_intervals(found),
-            f"Test IoU of each loss minus that of {found.best}, each with its shift: mean over the "
-            "seeds and 95 % interval over seeds and test images (with one seed: over the images "
-            "alone). Filled: told apart from 0. Ticks: single seeds.",
+            f"Test IoU of each loss minus that of {found.best}, each with its shift: {bars}",
         ),
         "trade-off": (
             figures.plot_trade_off(found),
@@ -103,8 +115,8 @@ def make_figures(survey: Survey, found: Comparison) -> dict[str, tuple[Figure, s
         ),
         "predictions": (
             figures.plot_example_predictions(found, survey),
-            "Test images, the truth, and what the first seed of each loss predicts (without "
-            "shift), with the wrong pixels dark.",
+            "Test images, the truth, and what the first seed of each loss predicts with its shift, "
+            "with the wrong pixels dark.",
         ),
         "tail": (
             figures.plot_tail(survey),
@@ -133,20 +145,14 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
     table = summary_table(found).rename_axis("loss").reset_index().to_html(
         index=False, escape=True, border=0, justify="right"
     )  # fmt: skip
-    command = f"patlib predict {best} IMAGES --out LABELS"
-    if (option := shift_option(found.shifts[found.best])) != "none":
-        command += f" --prior_shift {option}"
+    command = f"patlib predict {best} IMAGES --out LABELS --overlay"
     body = [
         "<h1>Which loss for these images?</h1>",
         f'<div class="answer">{_paragraphs(verdict(found))}</div>',
-        f'<h2>Scores</h2><div class="wide">{table}</div>',
-        "<p>mIoU: mean over the classes of intersection over union. Head, middle and tail: its "
-        "means over the commonest, middle and rarest third of the classes. The shift of each loss, "
-        "and the loss itself, are chosen by mIoU on the validation images; the test images judge "
-        "the choice. A shift is added to the scores of the classes after training: τ &gt; 0 "
-        "favours rare classes, τ &lt; 0 common ones, κ takes back what the loss itself does to "
-        "rare ones.</p>",
         f"<p>{_explain(plan.methods)}</p>",
+        f'<h2>Scores</h2><div class="wide">{table}</div>',
+        "<p>The shift of each loss, and the loss itself, are chosen by mIoU on the validation "
+        "images; the test images judge the choice. All words are explained at the end.</p>",
         f"<h2>How sure is it?</h2>{parts['intervals']}",
         f"<h2>Common or rare classes?</h2>{parts['trade-off']}",
         f"<h2>Class by class</h2>{parts['classes']}",
@@ -154,9 +160,14 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
         "<h2>The images</h2>",
         f"<p>{_counts(survey)}</p>{_paragraphs(notes(survey))}{parts['tail']}{parts['images']}",
         f"<h2>What was run</h2><p>{html.escape(str(plan))}.</p>",
-        f"<h2>Use it</h2><pre>{html.escape(command)}</pre>"
-        f"<p><code>scores.csv</code> has every run, <code>labels/</code> the label maps of the "
-        "test images, <code>best/</code> the network.</p>",
+        f"<h2>Use it</h2><pre>{html.escape(command)}</pre>",
+        "<p>The label maps have the values of your masks (of masks in colours: their colours, as "
+        "a palette); <code>classes.json</code> beside them says which value is which class. The "
+        "shift of this report is applied; <code>--prior_shift none</code> leaves it out.</p>"
+        "<p><code>scores.csv</code> has every run, <code>labels/</code> the label maps of the "
+        "test images, <code>best/</code> the network. <code>runs/</code> has the networks of all "
+        "runs: it is needed to add seeds, and can be removed otherwise.</p>",
+        f"<h2>Words</h2><dl>{_words()}</dl>",
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -183,6 +194,26 @@ def _explain(methods: Mapping[str, Mapping]) -> str:
         return f"{label}: {told}"
 
     return html.escape("; ".join(text(*method) for method in methods.items()) + ".")
+
+
+WORDS = {
+    "mIoU": "Intersection over union (pixels that are rightly called a class, divided by those "
+    "that are of it or called it), the mean over the classes.",
+    "Head, middle, tail": "The same mean over the commonest, the middle and the rarest third of "
+    "the classes.",
+    "Seed": "The number that the random choices of a run start from (first weights, order of the "
+    "images). Runs that differ in the seed alone show how much of a difference is chance.",
+    "Shift": "What is added to the scores of the classes after training, so that rare classes are "
+    "predicted more often (τ > 0) or less often (τ < 0). κ takes back what a loss itself does for "
+    "rare classes: all of it at κ = 1.",
+    "Not distinguishable": "The 95 % interval of the difference holds 0: it may be chance.",
+    "Not judged": "With one seed there is no interval over seeds.",
+}
+
+
+def _words() -> str:
+    pairs = ((html.escape(a), html.escape(b)) for a, b in WORDS.items())
+    return "".join(f"<dt>{word}</dt><dd>{told}</dd>" for word, told in pairs)
 
 
 def _paragraphs(texts: Iterable[str]) -> str:
