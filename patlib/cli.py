@@ -269,7 +269,7 @@ def _compare(options: Namespace) -> int:
         "seeds": options.seeds,
         "model": options.model,
         "model_params": options.model_params,
-        "image_size": options.image_size,
+        "image_size": options.image_size and list(options.image_size),
         "device": check_choice("device", options.device, DEVICES),
         "output_dir": str(out),
     }

@@ -1,9 +1,11 @@
 """A comparison on one's own images: what is refused, planned, chosen, and left behind."""
 
+import html
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +25,20 @@ from patlib import Predictor, RunConfig, RunRecord, cli, own_images
 from patlib.data import build_dataset, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
-from patlib.own_images.comparison import Trained, load_trained
+from patlib.own_images.comparison import Trained, load_trained, seeds_needed
 from patlib.own_images.folder import kind_of_tail, near_duplicates
-from patlib.own_images.plan import REPORT_SECONDS, SEEDS, STARTS, Plan, check_losses, fit, measure
+from patlib.own_images.plan import (
+    REPORT_SECONDS,
+    SEEDS,
+    STARTS,
+    Plan,
+    check_losses,
+    fit,
+    measure,
+    save_plan,
+)
 from patlib.own_images.report import EXPLAINED
-from patlib.study.statistics import Difference, mean_iou
+from patlib.study.statistics import Difference, interval, mean_iou
 from patlib.training import Learner
 
 NAMES = ["ground", "leaf", "<b>pole & 'post'</b>"]
@@ -234,7 +245,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(folder, tmp_path, monkey
     other_seconds = STARTS * 5.0 + REPORT_SECONDS + 2 * 5.0  # of 2 test images to be labelled
     assert plan.other_seconds == pytest.approx(other_seconds, abs=3)
     assert plan.duration.endswith(
-        f"(whole epochs of all losses come no nearer to {least + 0.3:.1f})"
+        f"(the budget is {least + 0.3:.1f}; epochs are whole, and 200 at most)"
     )
 
 
@@ -355,7 +366,9 @@ def test_differences_are_those_of_the_scores_of_the_table(compared):
 def test_the_network_to_use_and_the_label_maps_are_those_of_the_choice(compared):
     found, _, out, result = compared
     names = {path.name for path in (out / "best").iterdir()}
-    assert names == {"record.json", "last.ckpt", "log.csv", "test_images.npz"}
+    assert names == {"record.json", "last.ckpt", "log.csv", "test_images.npz", "chosen.json"}
+    chosen = json.loads((out / "best" / "chosen.json").read_text())
+    assert chosen == {"method": result.best, "prior_shift": result.shifts[result.best]}
     record = json.loads((out / "best" / "record.json").read_text())
     assert record["config"]["loss"] == METHODS[result.best]["loss"]
     maps = sorted((out / "labels").glob("*.png"))
@@ -372,7 +385,7 @@ def test_the_report_is_one_file_and_shows_names_as_text(compared):
     assert "<b>pole" not in page and "&lt;b&gt;pole &amp;" in page
     assert page.count("data:image/png;base64,") == 6
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert f"<p>Take {result.best}" in page
+    assert f"<p>{html.escape(own_images.verdict(result)[0])}</p>" in page
     assert "CE: cross-entropy, the usual loss; BMS: balanced softmax" in page
     assert EXPLAINED.keys() == LOSSES.keys()
     assert len(page) < 3_000_000
@@ -497,7 +510,7 @@ def made_up(method, better):
     result = {"class_counts": [5, 5], "class_images": [2, 2]}
     record = RunRecord({}, result, {})
     shifts = [{"tau": 0.0}, {"tau": 1.0}]
-    return Trained(method, 0, Path(), record, shifts, counts, np.array([0]), np.zeros((1, 2, 2)))
+    return Trained(method, 0, Path(), record, shifts, counts)
 
 
 def test_test_images_choose_nothing(compared):
@@ -523,15 +536,64 @@ def with_differences(result, verdicts, seeds=(0, 1, 2)):
 
 def test_no_winner_is_called_that_is_not_distinguishable(compared):
     *_, result = compared
-    text = " ".join(
-        own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
-    )
+    said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
+    text = " ".join(said)
+    assert said[0].startswith("No clear winner: ")
     assert "is higher than that of A." in text and "Not distinguishable from B." in text
-    assert "What would decide: more test images." in text  # the seeds agree to 0.1 points
+    # The seeds agree to 0.1 points: what is open is due to the images.
+    assert "20 seeds would not tell it from B: treat them as equal, or compare on more" in text
+    said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}))
+    assert said[0].startswith(f"Take {result.best}") and "higher than that of A" in said[1]
     text = " ".join(own_images.verdict(with_differences(result, {"A": (0.05, 0.01)})))
-    assert "On the test images A did better" in text and "higher than" not in text
-    text = " ".join(own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}, seeds=[0])))
-    assert "may be chance" in text and "higher than" not in text
+    assert text.startswith("No clear winner: ") and "On the test images A did better" in text
+    said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}, seeds=[0]))
+    assert said[0].startswith("Not decided: ") and "with one seed that may be chance" in said[0]
+    assert "higher than" not in " ".join(said)
+    # A run of each of two methods takes 7 seconds by the plan.
+    assert "--seeds 3 adds them, in about 0.5 minutes" in said[2]
+
+
+def test_seeds_that_are_needed_are_those_at_which_the_interval_excludes_0():
+    """By simulation of the formula, with seeds that are appended; exact at the number found."""
+    values = [-0.01, -0.03, -0.002]
+    low, high = interval(values, 1e-6)
+    needed = seeds_needed(Difference("A", "B", dict(enumerate(values)), low, high))
+    assert low < 0 < high and 3 < needed <= 20
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+    for number in (needed - 1, needed):
+        drawn = np.linspace(-1, 1, number)
+        drawn = mean + spread * (drawn - drawn.mean()) / drawn.std(ddof=1)
+        low, high = interval(drawn, 1e-6)
+        assert (low > 0 or high < 0) == (number == needed)
+    low, high = interval(values, 1e-4)  # 2 points of the images alone
+    assert seeds_needed(Difference("A", "B", dict(enumerate(values)), low, high)) is None
+
+
+def test_seeds_are_added_to_a_comparison_that_is_there(compared, tmp_path):
+    found, plan, out, _ = compared
+    shutil.copytree(out, tmp_path / "out")
+    settings = {k: v for k, v in plan.settings.items() if k != "epochs"}
+    data = {split: load_arrays(build_dataset("folder", found.root, split, SIZE)).fingerprint
+            for split in ("train", *SPLITS)}  # fmt: skip
+    save_plan(replace(plan, data=data), tmp_path / "out")
+    for seeds, kept in {None: [0, 1], 2: [0, 1], 3: [0, 1, 2]}.items():
+        again = own_images.make_plan(METHODS, settings, tmp_path / "out", 10, seeds)
+        assert again.seeds == kept and again.settings == plan.settings
+    with pytest.raises(ValueError, match="seeds must be at least the 3 of the comparison in"):
+        own_images.make_plan(METHODS, settings, tmp_path / "out", 10, 1)
+    said = []
+    done = own_images.train_all(again, tmp_path / "out", say=said.append, progress=False)
+    assert done.seeds == [0, 1, 2] and said[0].startswith("4 of 6 runs are there: CE, seed 0; BMS")
+    assert [line.split(";")[0] for line in said[1:]] == [
+        "run 5 of 6: CE, seed 2",
+        "run 6 of 6: BMS, seed 2",
+    ]
+
+
+def test_a_plan_of_one_seed_says_what_it_cannot_do(compared):
+    plan = replace(compared[1], seeds=[0])  # 2 runs of 7 seconds, and 20 beside
+    assert "3 seeds of this length take about 1.0 minutes: --seeds 3 --budget 2" in plan.caution
+    assert compared[1].caution == ""
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -562,13 +624,19 @@ def test_compare_gives_the_notebook_its_parameters(folder, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("error", "code"), [("ValueError", 2), ("FileNotFoundError", 2), ("FloatingPointError", 1)]
 )
-def test_what_the_notebook_refuses_is_one_line(folder, tmp_path, monkeypatch, capsys, error, code):
-    def execute(*args, **options):
-        raise papermill.PapermillExecutionError(0, 1, "", error, "2 files do not fit:\n  a: b", [])
+def test_what_the_notebook_refuses_leaves_nothing(
+    folder, tmp_path, monkeypatch, capsys, error, code
+):
+    def execute(notebook, out, parameters, **options):
+        Path(out).write_text("{}")
+        text = "2 files do not fit:\n  a: b\n  c: d"
+        raise papermill.PapermillExecutionError(0, 1, "", error, text, [])
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     assert cli.main(["compare", str(folder), "--out", str(tmp_path / "o")]) == code
-    assert capsys.readouterr().err == "patlib: 2 files do not fit; a: b\n"
+    assert capsys.readouterr().err == "patlib: 2 files do not fit:\n  a: b\n  c: d\n"
+    assert (tmp_path / "o" / "comparison.ipynb").exists() == (code == 1)  # to see what failed
+    assert (tmp_path / "o").exists() == (code == 1)
 
 
 @pytest.mark.parametrize(
