@@ -273,14 +273,14 @@ def _compare(options: Namespace) -> int:
         "device": check_choice("device", options.device, DEVICES),
         "output_dir": str(out),
     }
+    started = time.perf_counter()
     try:
         import papermill
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"patlib compare needs {error.name}: pip install 'patlib-segmentation[book]'"
         ) from error
-    started, made = time.perf_counter(), not out.exists()
-    notebook = out / "comparison.ipynb"
+    notebook, made = out / "comparison.ipynb", not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(

@@ -54,7 +54,7 @@ figure { margin: 1rem 0; } figcaption { color: #444; font-size: .9rem; }
 table { margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
+td { white-space: nowrap; } td:nth-child(3) { white-space: normal; min-width: 9rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
 """
