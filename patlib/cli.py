@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parsers = build_parsers()
     try:
-        options = build_parser(parsers).parse_args(_one_spelling(arguments))
+        options = build_parser(parsers).parse_args(one_spelling(arguments))
         return COMMANDS[options.command](options[options.command])
     except argparse.ArgumentError as error:
         return _complain(_in_plain_words(str(error), arguments, parsers), REFUSED)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error or type(error).__name__, FAILED)
 
 
-def _one_spelling(arguments: Sequence[str]) -> list[str]:
+def one_spelling(arguments: Sequence[str]) -> list[str]:
     """``--image-size 96 128`` is ``--image_size [96,128]``, with every command."""
     joined: list[str] = []
     for argument in arguments:

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from patlib.batches import SplitTensors
-from patlib.checkpoints import CHECKPOINT, PREVIOUS, fall_back, read_checkpoint, save_checkpoint
+from patlib.checkpoints import CHECKPOINT, fall_back, read_checkpoint, save_checkpoint
 from patlib.config import RunConfig
 from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_arrays
 from patlib.data.dataset import SPLITS
@@ -67,12 +67,11 @@ def train(
 
     Learning rate on a cosine to 0 over all steps, channels_last. Scored is the network of the last
     epoch, as it is and under the shifts of :mod:`patlib.priors`. In ``config.output_dir``
-    are written, each atomically: ``last.ckpt`` (while it trains also that of the epoch before,
-    ``previous.ckpt``) and ``log.csv`` after every epoch, at the end ``test_images.npz`` and
-    ``record.json``. Called again with the same configuration and folder, it goes on from the last
-    epoch, or returns the record if nothing is left to do (after a look at the data: a run of the
-    same settings on other data is another run). Where ``last.ckpt`` is damaged it warns, and goes
-    on from ``previous.ckpt``.
+    are written, each atomically: ``last.ckpt`` (of the epoch before: ``previous.ckpt``) and
+    ``log.csv`` after every epoch, at the end ``test_images.npz`` and ``record.json``. Called again
+    with the same configuration and folder, it goes on from the last epoch, or returns the record if
+    nothing is left to do (after a look at the data: a run of the same settings on other data is
+    another run). Where ``last.ckpt`` is damaged it warns, and goes on from ``previous.ckpt``.
 
     ``test_images.npz`` holds
 
@@ -397,7 +396,6 @@ def _train_and_score(
     for logger in fabric.loggers:
         logger.save()
     record.save(folder / RECORD)  # last: where it is, everything is
-    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 class Learner:

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from patlib import RunConfig, train
-from patlib.cli import build_parser, build_parsers
+from patlib.cli import build_parser, build_parsers, one_spelling
 from patlib.data.synthetic import NUM_IMAGES
 from patlib.losses import LOSSES
 
@@ -55,7 +55,7 @@ def test_commands_name_what_exists_and_notebooks_take_what_they_are_given(page):
                 assert (ROOT / word).exists(), word
     for words in found:
         if words[0] == "patlib":  # the parser refuses what it does not know
-            options = build_parser(build_parsers()).parse_args(words[1:])
+            options = build_parser(build_parsers()).parse_args(one_spelling(words[1:]))
             if options.command == "train":
                 RunConfig(**vars(options.train))
     runs = [words for words in found if words[0] == "papermill"]

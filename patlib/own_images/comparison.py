@@ -16,6 +16,7 @@ import pandas as pd
 from lightning.fabric.loggers import Logger
 from scipy import stats
 
+from patlib.checkpoints import PREVIOUS
 from patlib.data.cache import whole_folder
 from patlib.metrics import score_groups, scores_of_counts
 from patlib.own_images.plan import FEW_SEEDS, MANY_SEEDS, OVERRUN, Plan, revise, save_plan
@@ -67,6 +68,8 @@ def train_all(
             if not (Path(config.output_dir).expanduser() / RECORD).is_file():
                 _say_run(plan, method, seed, say)
             spent += train(config, progress=progress).provenance["seconds"]["all"]
+            # It would double the size of each run, and a comparison has many.
+            (Path(config.output_dir).expanduser() / PREVIOUS).unlink(missing_ok=True)
         done += 1
         left -= spent
         if done < len(plan.seeds) and spent > left + slack:
