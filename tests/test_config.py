@@ -108,6 +108,7 @@ def test_settings_name_the_parameters_that_were_left_out():
         detach=False,
         sizes="image",
         presence_exponent=0.0,
+        deferred=None,
     )
     model_params = {"width": 32, "stages": 5, "normalized_classifier": False}
     assert settings["model_params"] == model_params

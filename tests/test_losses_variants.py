@@ -140,11 +140,26 @@ def test_deferred_weights_in_a_compiled_loss():
         torch.testing.assert_close(compiled(logits, target), loss(logits, target))
 
 
-def test_progress_and_deferred_are_not_in_the_state_of_the_loss():
-    loss = build("ldam", {"deferred": 0.6}, COUNTS)
+@pytest.mark.parametrize("name", ["ldam", "pat"])
+def test_progress_and_deferred_are_not_in_the_state_of_the_loss(name):
+    loss = build(name, {"deferred": 0.6}, COUNTS)
     loss.progress = 0.7
     assert "deferred=0.6" in repr(loss) and "progress" not in repr(loss)
     assert not loss.state_dict()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_deferred_pat_is_cross_entropy_and_then_pat(reduction):
+    logits, target = make_batch()
+    own = {"temperature": 0.5, "size_exponent": 0.5, "normalize": "weights"}
+    loss = build("pat", {**own, "deferred": 0.5}, COUNTS, reduction=reduction)
+    first, then = build("ce", reduction=reduction), build("pat", own, reduction=reduction)
+    assert not torch.allclose(first(logits, target), then(logits, target), rtol=1e-2)
+    for progress, expected in {0.0: first, 0.49: first, 0.5: then, 1.0: then, 0.1: first}.items():
+        loss.progress = progress
+        assert torch.equal(loss(logits, target), expected(logits, target))
+    sizes = torch.tensor([[50, 5, 0, 1], [40, 0, 3, 9]])  # its prior is that of the end
+    assert torch.equal(loss.class_prior(sizes), build("pat", own).class_prior(sizes))
 
 
 # ------------------------------------------------------------------ what is refused
@@ -245,6 +260,7 @@ def test_functions_refuse_wrong_weights():
             "num_images must be an integer >= 1, got 0",
         ),
         ("pat", {"sizes": "images"}, {}, "sizes must be one of 'image', 'dataset', got 'images'"),
+        ("pat", {"deferred": 1}, {}, "deferred must be .*> 0 and < 1, got 1"),
         ("pat", {"presence_exponent": -1}, {}, "presence_exponent must be .*>= 0 and < 5, got -1"),
         ("pat", {"presence_exponent": 5}, {}, "presence_exponent must be .*>= 0 and < 5, got 5"),
         ("pat", {"presence_exponent": True}, {}, "presence_exponent must be .*got True"),

@@ -20,6 +20,7 @@ from ._checks import (
 from ._formula import SegmentationLoss, computed_in, reduce, smallest_log, sum_of
 from ._fused import pixel_loss
 from ._prior import pointwise_prior
+from .ce import ce_loss
 from .class_weights import weights_of_call, with_weights
 
 WEIGHTS = ("beta", "none")
@@ -237,15 +238,24 @@ class PATLoss(SegmentationLoss):
     set (which is inverse class frequency with β). With one training image
     both `sizes` are the same.
 
+    A third, `deferred`, is cross-entropy until that share of the training is done, as deferred
+    re-weighting is of LDAM. `patlib.training` sets `progress`; in a loop of your own, set it before
+    each epoch.
+
     Args:
         temperature, epsilon, size_exponent, weight, normalize, detach: see `pat_loss`.
         sizes: which size of the class a pixel's weight has: that in its "image" (the paper), or
             that in the "dataset".
         presence_exponent: b, 0 <= b < 5, without unit; 0 in the paper.
+        deferred: share of the training, > 0 and < 1, until which the loss is cross-entropy; None
+            for never, as in the paper.
         class_counts: n_l, (L,); needed for sizes="dataset" and for b > 0. A class without pixels
             is treated as the rarest of the others.
         class_images: m_l, (L,); needed for b > 0.
         num_images: N; needed for sizes="dataset" and for b > 0.
+
+    Attributes:
+        progress: share of the training that is done, in [0, 1]; 0 when the loss is built.
 
     >>> import torch
     >>> from patlib.losses import PATLoss
@@ -273,6 +283,7 @@ class PATLoss(SegmentationLoss):
         detach: bool = False,
         sizes: str = "image",
         presence_exponent: float = 0.0,
+        deferred: float | None = None,
         class_counts: ClassCounts | None = None,
         class_images: ClassCounts | None = None,
         num_images: int | None = None,
@@ -298,10 +309,24 @@ class PATLoss(SegmentationLoss):
         self.detach = detach
         self.sizes = sizes
         self.presence_exponent = presence_exponent
+        self.deferred = deferred
+        if deferred is not None:
+            self.deferred = check_number("deferred", deferred, above=0, below=1)
+        self._progress = 0.0
         self.register_buffer("class_weights", class_weights, persistent=False)
+
+    @property
+    def progress(self) -> float:
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = check_number("progress", value, minimum=0, maximum=1)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         check_channels(logits, self.num_classes)
+        if self.deferred is not None and self._progress < self.deferred:
+            return ce_loss(logits, target, ignore_index=self.ignore_index, reduction=self.reduction)
         return pat_loss(
             logits,
             target,
@@ -317,7 +342,7 @@ class PATLoss(SegmentationLoss):
             reduction=self.reduction,
         )
 
-    def _prior(self, class_sizes: Tensor) -> Tensor:
+    def _prior(self, class_sizes: Tensor) -> Tensor:  # at the end of the training
         pixels = class_sizes  # Σ_i S_i^(1-a), with the weights of the classes
         if self.sizes == "image":
             pixels = (class_sizes ** (1 - self.size_exponent)).where(class_sizes > 0, 0)
