@@ -33,6 +33,12 @@ NEAR = 0.995  # correlation of the thumbnails of near-duplicates
 LONGEST_SIDE = 256  # pixels, of the size that is proposed
 MULTIPLE = 32  # of which its sides are
 SHOWN = 20  # problems in an error
+#: what the study has found on this, held by a test against its records
+FINDING = (
+    "On drawn scenes all of them (PAT, 1/√S, BMS, CB) raised the IoU of the rarest classes above "
+    "that of cross-entropy, whether these were small or in few images: take the kind of tail as a "
+    "hint, and the comparison as the answer."
+)
 
 
 @dataclass
@@ -335,7 +341,7 @@ def notes(found: Survey) -> list[str]:
 def kind_of_tail(found: Survey) -> str:
     """Whether rare classes are in few images or small where they are, and which losses see that.
 
-    What a loss divides by follows from its formula; whether that helps is not said.
+    What a loss divides by follows from its formula; what came of it is a finding of the study.
     """
     sizes = found.splits["train"]
     pixels, images = sizes.sum(0), (sizes > 0).sum(0)
@@ -373,6 +379,7 @@ def kind_of_tail(found: Survey) -> str:
             "1/√S divide by the size in the image and leave the number of images as it is; losses "
             "by class frequency (BMS, weighted cross-entropy) see the product."
         )
+    text += f" {FINDING}"
     tail = [names[c] for c in groups["tail"]]
     return f"{text} The tail of the scores is {_quoted(tail)}." if tail else text
 
