@@ -7,7 +7,6 @@ with a line for each file that it is about.
 
 import argparse
 import difflib
-import json
 import re
 import sys
 import time
@@ -110,6 +109,8 @@ class _Formatter(DefaultHelpFormatter):
 
 def build_parsers() -> dict[str, ArgumentParser]:
     """The parser of each command; options of ``train`` are the fields of `patlib.RunConfig`."""
+    from patlib.models import MODELS
+
     make = partial(ArgumentParser, exit_on_error=False, formatter_class=_Formatter)
 
     train = make(description="Train a network and score it. Started again, it goes on.")
@@ -136,12 +137,16 @@ def build_parsers() -> dict[str, ArgumentParser]:
 
     compare = make(
         description="Compare losses on your own images, and say which to take. Started again with "
-        "the same folder of results, it goes on; with more seeds, it adds them."
+        "the same folder of results, it goes on; with more seeds, it adds them, whatever the "
+        "budget."
     )
     compare.add_argument("data", help="folder with images/, masks/ and perhaps classes.yaml")
     compare.add_argument("--budget", type=float, default=60, help="minutes, all in all")
     compare.add_argument("--out", default="comparison", help="folder of the report and the runs")
-    names = "names, such as ce bms pat; default: cross-entropy, PAT, and the best of the study"
+    names = (
+        "names of losses, such as ce bms pat (see patlib train --help), or of the six that are the "
+        "default: 'CE', 'CE, median frequency', 'BMS', 'CE + Jaccard', 'PAT', '1/√S'"
+    )
     compare.add_argument("--losses", nargs="+", default=None, help=names)
     compare.add_argument(
         "--seeds",
@@ -152,7 +157,7 @@ def build_parsers() -> dict[str, ArgumentParser]:
     compare.add_argument(
         "--model",
         default=None,
-        help="default: U-Net with pretrained weights if they are installed",
+        help=f"{', '.join(MODELS)}; default: unet with pretrained weights if they are installed",
     )
     compare.add_argument(
         "--model_params", type=dict, default=None, help="of the network, such as '{width: 16}'"
@@ -225,22 +230,15 @@ def _prior_shift(text: str | None, run: str) -> dict[str, float] | None:
     Raises:
         ValueError: it names none, or the run has no record to choose from.
     """
-    from patlib.records import CHOSEN, RECORD, RunRecord
+    from patlib.prediction import chosen_shift
+    from patlib.records import CHOSEN
 
-    folder = Path(run).expanduser()
-    folder = folder if folder.is_dir() else folder.parent
-    recommended = folder / CHOSEN
-    if text == "none" or (text is None and not recommended.is_file()):
+    if text is None:  # without a recommendation, as the network was trained
+        text = "chosen" if (Path(run).expanduser() / CHOSEN).is_file() else "none"
+    if text == "none":
         return None
-    if text in (None, "chosen"):
-        if recommended.is_file():
-            shift = json.loads(recommended.read_text())["prior_shift"]
-            return shift if any(shift.values()) else None
-        if not (folder / RECORD).is_file():
-            raise FileNotFoundError(
-                f"prior_shift=chosen needs the record of the run, {folder / RECORD}"
-            )
-        return RunRecord.load(folder / RECORD).result["shifted"]["any"]["prior_shift"]
+    if text == "chosen":
+        return chosen_shift(run)
     if match := re.fullmatch(r"(tau|kappa)=([-+.\de]+)", text):
         try:
             return {match[1]: float(match[2])}
@@ -299,7 +297,7 @@ def _compare(options: Namespace) -> int:
         if made and not any(out.iterdir()):
             out.rmdir()
         return _complain(error.evalue, REFUSED)
-    print(f"{out / 'report.html'} after {(time.perf_counter() - started) / 60:.1f} minutes in all")
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes with the start of the command")
     return 0
 
 

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from patlib.files import write_whole
 from patlib.label_maps import Legend
-from patlib.prediction import load_model, shift_of
+from patlib.prediction import chosen_shift, load_model, shift_of
 
 SUFFIXES = (".onnx", ".pt2")
 #: how far logits of the file may be from those of the network, of the largest of them
@@ -27,10 +27,13 @@ METADATA = "metadata.json"  # in a .pt2 file
 def export(
     run: str | Path,
     file: str | Path,
-    prior_shift: Mapping[str, float] | None = None,
+    prior_shift: Mapping[str, float] | str | None = None,
     model: nn.Module | None = None,
 ) -> Path:
     """Write the network of a run into one file: ``export("runs/mine", "net.onnx")``.
+
+    Of a comparison: ``export("comparison/best", "net.onnx", prior_shift="chosen")``, with the shift
+    that its report recommends.
 
     The file maps ``images``, float32 (B, 3, H, W), RGB in [0, 1], to ``logits`` (B, L, H, W), for
     any B and any H and W from 33. What the network does to the images first (mean and deviation
@@ -64,6 +67,8 @@ def export(
     if path.suffix not in SUFFIXES:
         raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, got {str(file)!r}")
     network, content = load_model(run, model)
+    if prior_shift == "chosen":
+        prior_shift = chosen_shift(run)
     if prior_shift is not None:
         network = _Shifted(network, shift_of(run, content["priors"], prior_shift)).eval()
     image_size = tuple(content["image_size"])

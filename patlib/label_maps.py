@@ -18,7 +18,7 @@ from patlib.data.images import open_image
 from patlib.files import write_text, write_whole
 from patlib.own import fingerprint_model
 from patlib.plots.colors import class_colors
-from patlib.prediction import Predictor
+from patlib.prediction import Predictor, chosen_shift
 
 LEGEND = "classes.json"  # beside the label maps: what their values mean, and whose they are
 THREADS = 4  # that read and write while the network computes
@@ -133,7 +133,7 @@ def label_files(
     images: Iterable[str | Path],
     out: str | Path,
     overlay: bool = False,
-    prior_shift: Mapping[str, float] | None = None,
+    prior_shift: Mapping[str, float] | str | None = None,
     batch_size: int = 8,
     device: str = "auto",
     model: nn.Module | None = None,
@@ -165,6 +165,8 @@ def label_files(
         FileNotFoundError: see :func:`patlib.label_maps.find_images` and :func:`patlib.load_model`.
         OSError: a file cannot be written.
     """
+    if prior_shift == "chosen":
+        prior_shift = chosen_shift(run)
     images = list(images)
     files = find_images(images)
     _check_files(files.values())

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from patlib.data.images import open_image
 from patlib.models import build_model
 from patlib.own import CUSTOM, own_name
 from patlib.priors import ClassPriors
-from patlib.records import RECORD, RunRecord, different_settings
+from patlib.records import CHOSEN, RECORD, RunRecord, different_settings
 
 
 def load_model(run: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -81,6 +82,31 @@ def _own_model(name: str, model: nn.Module | None) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def chosen_shift(run: str | Path) -> dict[str, float] | None:
+    """The prior shift that validation chose: of a comparison's ``best/`` the one of its report.
+
+    Args:
+        run: the ``output_dir`` of :func:`patlib.train`, or its ``last.ckpt``.
+
+    Returns:
+        ``{"tau": τ}`` or ``{"kappa": κ}``; None for no shift.
+
+    Raises:
+        FileNotFoundError: the run has no record to choose from.
+    """
+    folder = Path(run).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
+    if (folder / CHOSEN).is_file():
+        shift = json.loads((folder / CHOSEN).read_text())["prior_shift"]
+    elif (folder / RECORD).is_file():
+        shift = RunRecord.load(folder / RECORD).result["shifted"]["any"]["prior_shift"]
+    else:
+        raise FileNotFoundError(
+            f"prior_shift='chosen' needs the record of the run, {folder / RECORD}"
+        )
+    return shift if any(shift.values()) else None
+
+
 def shift_of(
     run: str | Path, priors: ClassPriors | None, prior_shift: Mapping[str, float]
 ) -> Tensor:
@@ -116,8 +142,8 @@ class Predictor:
         device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
         batch_size: images at a time. As many results are in memory, however many images there are.
         prior_shift: ``{"tau": τ}`` or ``{"kappa": κ}``: label under another class prior than the
-            one trained under, see :mod:`patlib.priors`; None for none. What validation chooses
-            stands in the record, ``record.result["shifted"]["any"]["prior_shift"]``.
+            one trained under, see :mod:`patlib.priors`; None for none; ``"chosen"`` for the one
+            that validation chose (of a comparison's ``best/`` the one that its report recommends).
         model: see :func:`load_model`.
 
     Attributes:
@@ -135,7 +161,7 @@ class Predictor:
         run: str | Path,
         device: str = "auto",
         batch_size: int = 8,
-        prior_shift: Mapping[str, float] | None = None,
+        prior_shift: Mapping[str, float] | str | None = None,
         model: nn.Module | None = None,
     ):
         check_choice("device", device, DEVICES)
@@ -147,6 +173,8 @@ class Predictor:
         network, content = load_model(run, model)
         self.model = network.to(self.device)
         self.shift: Tensor | None = None
+        if prior_shift == "chosen":
+            prior_shift = chosen_shift(run)
         if prior_shift is not None:
             self.shift = shift_of(run, content["priors"], prior_shift).to(self.device)
         self.class_names: tuple[str, ...] = tuple(content["class_names"])
@@ -197,7 +225,7 @@ class Predictor:
 def predict(
     run: str | Path,
     image: str | Path | Image.Image,
-    prior_shift: Mapping[str, float] | None = None,
+    prior_shift: Mapping[str, float] | str | None = None,
 ) -> np.ndarray:
     """The class of every pixel of an image: ``labels = predict("runs/default", "street.jpg")``.
 

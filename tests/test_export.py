@@ -1,6 +1,7 @@
 """Exported files compute what the network computes, at any size, and say what it is."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -8,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from patlib import Predictor, RunConfig, export, load_model, train
+from patlib import Predictor, RunConfig, RunRecord, export, load_model, train
 from patlib.data.synthetic import NUM_IMAGES
 from patlib.exporting import _compare
 from patlib.plots import class_colors
@@ -102,3 +103,19 @@ def test_a_file_that_computes_something_else_is_refused(runs):
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"file must end in .onnx or .pt2, got 'net.pth'"):
         export(tmp_path, "net.pth")
+
+
+def test_the_shift_that_was_chosen_is_in_the_file(runs, tmp_path):
+    """Of a run the one of its record, of the best of a comparison the one that is recommended."""
+    best = tmp_path / "best"
+    shutil.copytree(runs("segnet"), best)
+    chosen = RunRecord.load(best / "record.json").result["shifted"]["any"]["prior_shift"]
+    recommended = {"tau": 0.7}
+    for expected in (chosen if any(chosen.values()) else None, recommended):
+        extra = {"metadata.json": ""}
+        file = export(best, tmp_path / "net.pt2", prior_shift="chosen")
+        torch.export.load(file, extra_files=extra)
+        assert json.loads(extra["metadata.json"])["prior_shift"] == expected
+        (best / "chosen.json").write_text(json.dumps({"prior_shift": recommended}))
+    shift = Predictor(best, prior_shift="chosen").shift
+    assert torch.equal(shift, Predictor(best, prior_shift=recommended).shift)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
@@ -27,7 +28,7 @@ from patlib.data import build_dataset, load_arrays
 from patlib.losses import LOSSES
 from patlib.metrics import count_per_image
 from patlib.own_images.comparison import Trained, load_trained, seeds_needed
-from patlib.own_images.folder import FINDING, kind_of_tail, near_duplicates
+from patlib.own_images.folder import FINDING, _times, kind_of_tail, near_duplicates
 from patlib.own_images.plan import (
     REPORT_SECONDS,
     SEEDS,
@@ -558,19 +559,50 @@ def test_no_winner_is_called_that_is_not_distinguishable(compared):
     *_, result = compared
     said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
     text = " ".join(said)
-    assert said[0].startswith("No clear winner: ")
-    assert "is higher than that of A." in text and "Not distinguishable from B." in text
+    assert said[0].startswith(f"No clear winner. {result.best} ")
+    assert "is higher than that of A." in text and "It cannot be told apart from B: if" in text
     # The seeds agree to 0.1 points: what is open is due to the images.
-    assert "20 seeds would not tell it from B: treat them as equal, or compare on more" in text
+    assert "Even 20 seeds would not tell it from B: treat them as equal, or compare on" in text
     said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}))
     assert said[0].startswith(f"Take {result.best}") and "higher than that of A" in said[1]
     text = " ".join(own_images.verdict(with_differences(result, {"A": (0.05, 0.01)})))
-    assert text.startswith("No clear winner: ") and "On the test images A did better" in text
-    said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}, seeds=[0]))
-    assert said[0].startswith("Not decided: ") and "with one seed that may be chance" in said[0]
-    assert "higher than" not in " ".join(said)
-    # A run of each of two methods takes 7 seconds by the plan.
-    assert "--seeds 3 adds them, in about 0.5 minutes" in said[2]
+    assert text.startswith("No clear winner. ") and "On the test images A did better" in text
+    for seeds in ([0], [0, 1]):
+        said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.06)}, seeds=seeds))
+        assert said[0].startswith("Not decided. " if len(seeds) == 1 else "No clear winner. ")
+        assert "higher than" not in " ".join(said)
+        # A run of each of two methods takes 7 seconds by the plan.
+        minutes = {1: 0.5, 2: 0.2}[len(seeds)]
+        assert said[-1].endswith(f"--seeds 3 adds them, in about {minutes} minutes.")
+
+
+def test_short_runs_are_named_before_seeds(compared):
+    """6 epochs of 2 steps; validation mIoU rises from epoch 4 to 6 by the mean of the curves."""
+    *_, result = compared
+    said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.06)}))
+    curves = [run.record.result["curves"]["validation_miou"]
+              for runs in result.runs.values() for run in runs]  # fmt: skip
+    rise = 100 * np.mean([curve[5] - curve[3] for curve in curves])
+    still = f", and validation mIoU rose by {rise:.1f} points in the last third" if rise > 0 else ""
+    (short,) = (text for text in said if text.startswith("The runs are short"))
+    assert short.startswith(f"The runs are short: 12 steps each{still}. In longer ones")
+    assert said.index(short) < len(said) - 1
+
+
+def test_a_tail_without_test_images_has_no_score_and_no_figure(compared):
+    found, _, _, result = compared
+    gone = {method: [replace(run, counts={**run.counts, "test": run.counts["test"].copy()})
+                     for run in runs] for method, runs in result.runs.items()}  # fmt: skip
+    for runs in gone.values():
+        for run in runs:
+            run.counts["test"][..., result.groups["tail"]] = 0
+    bare = own_images.compare(result.plan, [r for runs in gone.values() for r in runs], NAMES)
+    assert "The tail has no score: no test image holds one of its classes." in " ".join(
+        own_images.verdict(bare)
+    )
+    assert set(own_images.summary_table(bare)["test tail (%)"]) == {"no test image"}
+    assert "trade-off" not in own_images.make_figures(found, bare)
+    plt.close("all")
 
 
 def test_seeds_that_are_needed_are_those_at_which_the_interval_excludes_0():
@@ -596,11 +628,12 @@ def test_seeds_are_added_to_a_comparison_that_is_there(compared, tmp_path):
     data = {split: load_arrays(build_dataset("folder", found.root, split, SIZE)).fingerprint
             for split in ("train", *SPLITS)}  # fmt: skip
     save_plan(replace(plan, data=data), tmp_path / "out")
-    for seeds, kept in {None: [0, 1], 2: [0, 1], 3: [0, 1, 2]}.items():
+    for seeds, kept in {None: [0, 1], 2: [0, 1], 1: [0], 8: [*range(8)], 3: [0, 1, 2]}.items():
         again = own_images.make_plan(METHODS, settings, tmp_path / "out", 10, seeds)
         assert again.seeds == kept and again.settings == plan.settings
-    with pytest.raises(ValueError, match="seeds must be at least the 3 of the comparison in"):
-        own_images.make_plan(METHODS, settings, tmp_path / "out", 10, 1)
+    other = {**settings, "image_size": [64, 48]}
+    with pytest.raises(ValueError, match=r"\(image_size is \[32, 48\] there, \[64, 48\] here\)"):
+        own_images.make_plan(METHODS, other, tmp_path / "out", 10, 3)
     said = []
     done = own_images.train_all(again, tmp_path / "out", say=said.append, progress=False)
     assert done.seeds == [0, 1, 2] and said[0].startswith("4 of 6 runs are there: CE, seed 0; BMS")
@@ -608,6 +641,12 @@ def test_seeds_are_added_to_a_comparison_that_is_there(compared, tmp_path):
         "run 5 of 6: CE, seed 2",
         "run 6 of 6: BMS, seed 2",
     ]
+
+
+def test_factors_are_written_with_two_digits():
+    factors = {1.26: "1.3", 9.96: "10.0", 17.4: "17", 94.9: "95", 123.0: "120", 1912.0: "1,900"}
+    for factor, text in factors.items():
+        assert _times(factor) == text
 
 
 def test_a_plan_of_one_seed_says_what_it_cannot_do(compared):

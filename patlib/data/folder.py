@@ -76,7 +76,7 @@ class Folder(SegmentationDataset):
         self.root = self._find_root(root)
         file = self.root / CLASSES
         if not file.is_file():
-            raise self._incomplete(f"there is no {CLASSES}")
+            raise self._incomplete(f"there is no {CLASSES} (patlib compare drafts one)")
         self.class_names, self.labels, self.default_size, self.colored = read_classes(file)
         if image_size is None and self.default_size is None:
             raise ValueError(

@@ -27,7 +27,9 @@ from patlib.study.wording import listing, signed
 from patlib.training import open_split, train
 
 RESAMPLES = 2000
-ENOUGH_STEPS = 1000  # of a run, from which nothing is said of its length
+# From so many steps, and below such a rise of validation mIoU (in points, the last third of the
+# epochs, mean over the runs), nothing is said of the length of the runs.
+ENOUGH_STEPS, ENOUGH_RISE = 1000, 1.0
 WATCHED = 0.03  # of the time for training: how long the first run is watched, ...
 WATCHED_SECONDS = 15.0  # ... and at least
 OFF_PLAN = 0.08  # of that time: a plan that would miss it by more is made anew
@@ -96,7 +98,10 @@ def _with_true_speed(plan: Plan, folder: Path, say: Callable[[str], None], progr
     except OffPlanError as stopped:
         shutil.rmtree(run)  # before the plan changes: the folder would be refused under a new one
         save_plan(stopped.plan, folder)
-        say(f"{stopped}: {stopped.plan}; {stopped.plan.duration}.")
+        say(
+            f"{stopped}, instead of {_seeds_and_epochs(plan)}: {stopped.plan}; "
+            f"{stopped.plan.duration}."
+        )
         return stopped.plan
     return plan
 
@@ -159,6 +164,11 @@ class Watch(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """There is nothing to do."""
+
+
+def _seeds_and_epochs(plan: Plan) -> str:
+    seeds, epochs = _runs(plan)
+    return f"{seeds} seed{'s' * (seeds > 1)} of {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def _runs(plan: Plan) -> tuple[int, int]:
@@ -336,24 +346,23 @@ def verdict(found: Comparison) -> list[str]:
     mean = {split: 100 * np.nanmean([s["miou"] for s in found.scores(best, split)]) for split in
             ("validation", "test")}  # fmt: skip
     scored = (
-        f"the best mIoU on the validation images ({mean['validation']:.1f} %); on the test images, "
-        f"which chose nothing, it has {mean['test']:.1f} %"
+        f"the best mIoU on the validation images, {mean['validation']:.1f} %, and "
+        f"{mean['test']:.1f} % on the test images, which had no part in the choice"
     )
     judged = found.differences["miou"]
-    if seeds == 1:
-        return [
-            f"Not decided: {best}{how} has {scored}, but with one seed that may be chance.",
-            f"Test mIoU minus that of {best}, in points: {_each(judged)}.",
-            f"At least {FEW_SEEDS} seeds can tell losses apart: {_how_to_add(found, FEW_SEEDS)}.",
-            *_short_runs(found),
-        ]
     same = [d for d in judged if d.verdict == "not distinguishable"]
     worse = [d.method for d in judged if d.verdict == "lower"]
     better = [d.method for d in judged if d.verdict == "higher"]
-    clear = not same and not better
-    said = [
-        f"Take {best}{how}: {scored}." if clear else f"No clear winner: {best}{how} has {scored}."
-    ]
+    if seeds == 1:
+        said = [
+            f"Not decided. {best}{how} has {scored}, and is in best/; but with one seed the order "
+            "of the losses may be chance.",
+            f"Test mIoU minus that of {best}, in points: {_each(judged)}.",
+        ]
+    elif same or better:
+        said = [f"No clear winner. {best}{how} has {scored}, and is in best/."]
+    else:
+        said = [f"Take {best}{how}: it has {scored}, and is in best/."]
     if worse:
         said.append(f"Its test mIoU is higher than that of {listing(worse)}.")
     if better:
@@ -362,15 +371,27 @@ def verdict(found: Comparison) -> list[str]:
             "did not show: the two parts differ, or are small."
         )
     if same:
-        said.append(f"Not distinguishable from {listing([d.method for d in same])}.")
-        said += _what_would_decide(found, same)
+        said.append(
+            f"It cannot be told apart from {listing([d.method for d in same])}: if one of these is "
+            "simpler for you, nothing measured here speaks against it."
+        )
     tail = [d for d in found.differences["tail"] if d.verdict == "higher"]
     if tail:
         said.append(
             f"For the rarest third of the classes other losses did better, in points of tail IoU: "
             f"{_each(tail)}."
         )
-    return [*said, *_short_runs(found)]
+    if not any(np.isfinite(s["tail"]) for s in found.scores(best)):
+        said.append("The tail has no score: no test image holds one of its classes.")
+    said += _short_runs(found)
+    if seeds == 1 or (same and seeds < FEW_SEEDS):
+        said.append(
+            f"{FEW_SEEDS} seeds are the least to tell losses apart: "
+            f"{_how_to_add(found, FEW_SEEDS)}."
+        )
+    elif same:
+        said += _what_would_decide(found, same)
+    return said
 
 
 def _each(differences: Iterable[Difference]) -> str:
@@ -378,13 +399,20 @@ def _each(differences: Iterable[Difference]) -> str:
 
 
 def _short_runs(found: Comparison) -> list[str]:
-    """A warning where the runs are short."""
+    """A warning where the runs are short: in steps, or because validation mIoU still rises."""
     record = found.best_run.record
     batches = record.provenance["num_images"]["train"] // record.config["batch_size"]
     steps = batches * record.config["epochs"]
-    if steps >= ENOUGH_STEPS:
+    curves = [run.record.result["curves"]["validation_miou"]
+              for runs in found.runs.values() for run in runs]  # fmt: skip
+    rise = 100 * float(np.mean([curve[-1] - curve[-1 - len(curve) // 3] for curve in curves]))
+    if steps >= ENOUGH_STEPS and rise <= ENOUGH_RISE:
         return []
-    return [f"Each run had {steps} steps: a loss that starts slowly may do better in longer ones."]
+    still = f", and validation mIoU rose by {rise:.1f} points in the last third" if rise > 0 else ""
+    return [
+        f"The runs are short: {steps} steps each{still}. In longer ones the order may be another. "
+        "A larger --budget, with another --out, makes them longer; that comes before more seeds."
+    ]
 
 
 def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> list[str]:
@@ -394,16 +422,16 @@ def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> list[s
     equal = [method for method, number in needed.items() if not number]
     said = []
     if decidable:
-        each = listing([f"{number} from {method}" for method, number in decidable.items()])
+        each = listing([f"from {method} {number}" for method, number in decidable.items()])
         said.append(
-            f"If the differences stay as they are, so many seeds would tell it apart: {each}; "
-            f"{_how_to_add(found, max(decidable.values()))}."
+            f"If the differences stay as they are, more seeds would tell it apart, {each} seeds in "
+            f"all: {_how_to_add(found, max(decidable.values()))}."
         )
     if equal:
         images = found.counts(found.best).shape[1]
         said.append(
-            f"{MANY_SEEDS} seeds would not tell it from {listing(equal)}: treat them as equal, or "
-            f"compare on more than {images} test images."
+            f"Even {MANY_SEEDS} seeds would not tell it from {listing(equal)}: treat them as "
+            f"equal, or compare on more than {images} test images."
         )
     return said
 

@@ -42,16 +42,21 @@ def plot_examples(found: Survey, split: str = "train", number: int = 4) -> Figur
 def plot_intervals(found: Comparison) -> Figure:
     """The other losses minus the chosen one, with 95 % intervals: all classes, and the tail."""
     panels = {"all classes": "miou", "tail": "tail"}
+    if all(np.isnan(d.mean) for d in found.differences["tail"]):
+        del panels["tail"]  # no test image holds a class of it
     return plot_differences(
         {"test": {title: found.differences[metric] for title, metric in panels.items()}}
     )
 
 
-def plot_trade_off(found: Comparison) -> Figure:
+def plot_trade_off(found: Comparison) -> Figure | None:
     """Head against tail mean IoU on the test images over the shift by τ; the chosen shift marked.
 
-    Means over the seeds. A shift by κ that was chosen is a mark beside the line.
+    Means over the seeds. A shift by κ that was chosen is a mark beside the line. None where no test
+    image holds a class of the tail.
     """
+    if not any(np.isfinite(scores["tail"]) for scores in found.scores(found.best)):
+        return None
     colors, markers = method_styles(found.runs)
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     groups = found.groups
@@ -76,7 +81,7 @@ def _head_and_tail(runs: Sequence, shifts: Sequence[int], groups) -> np.ndarray:
     rows = []
     for k in shifts:
         totals = np.stack([run.counts["test"][k].sum(0) for run in runs])
-        means = [np.nanmean(mean_iou(totals, groups[group])) for group in ("head", "tail")]
+        means = [np.mean(mean_iou(totals, groups[group])) for group in ("head", "tail")]
         rows.append(100 * np.array(means))
     return np.stack(rows)
 

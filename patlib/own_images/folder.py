@@ -1,5 +1,6 @@
 """What a folder of images and masks holds: what does not fit, how long its tail is."""
 
+import math
 import os
 import unicodedata
 from collections import Counter
@@ -307,8 +308,8 @@ def notes(found: Survey) -> list[str]:
     said = []
     if unnamed := [n for n in found.class_names if n.startswith("class_")]:
         said.append(
-            f"{_quoted(unnamed)}: names of a draft. Put your own into {found.root / CLASSES} "
-            "before training, so that the network has them too."
+            f"{_quoted(unnamed)}: names of a draft. Put your own into {found.root / CLASSES} at "
+            "any time, and start again: nothing is trained anew."
         )
     present = {split: (sizes > 0).sum(0) for split, sizes in found.splits.items()}
     for split, verb in {
@@ -355,9 +356,12 @@ def kind_of_tail(found: Survey) -> str:
     between = images[common] / images[rare]
     inside = factor / between
     names = found.class_names
+    many = (
+        "as many images" if f"{between:.2g}" == "1" else f"{_times(between)} times as many images"
+    )
     text = (
-        f"{names[common]!r} has {factor:.3g} times the pixels of {names[rare]!r}: it is in "
-        f"{between:.2g} times as many images and {inside:.2g} times larger in an image. "
+        f"{names[common]!r} has {_times(factor)} times the pixels of {names[rare]!r}: it is in "
+        f"{many} and {_times(inside)} times larger in an image. "
     )
     if factor < 10:
         return text + "A short tail: cross-entropy may well do."
@@ -382,6 +386,12 @@ def kind_of_tail(found: Survey) -> str:
     text += f" {FINDING}"
     tail = [names[c] for c in groups["tail"]]
     return f"{text} The tail of the scores is {_quoted(tail)}." if tail else text
+
+
+def _times(factor: float) -> str:
+    """Two digits, such as 1.3, 17 or 1,900."""
+    digits = 1 if factor < 10 else -max(0, math.floor(math.log10(factor)) - 1)
+    return f"{round(factor, digits):,.{max(digits, 0)}f}"
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -249,7 +249,8 @@ def make_plan(
 ) -> Plan:
     """Measure this machine, and plan what fits; or go on with the plan that is in the folder.
 
-    Of a plan that is there the budget stays what it was; seeds are added if more are asked for.
+    Of a plan that is there the budget stays what it was. It has as many seeds as are asked for:
+    more are added, whatever the budget; fewer are compared without the others, which stay.
 
     Seeds come before epochs as long as each run has hundreds of steps (see ``SEEDS``): with one
     seed no difference between losses can be told from chance.
@@ -265,7 +266,7 @@ def make_plan(
             ``started``, took about as long.
 
     Raises:
-        ValueError: not one epoch fits, or the folder holds another comparison, or more seeds.
+        ValueError: not one epoch fits, or the folder holds another comparison.
     """
     started = time.perf_counter() if started is None else started
     check_number("budget_minutes", budget_minutes, above=0)
@@ -488,27 +489,24 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def _planned(folder: Path, here: Plan, seeds: int | None) -> Plan:
-    """The plan in a folder, if it is one of the same losses, network and data, with more seeds."""
+    """The plan in a folder, if it is one of the same losses, network and data, with these seeds."""
     try:
         there = Plan(**json.loads((folder / PLAN).read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / PLAN} is not a plan: remove it to start anew") from error
-    for name, value in here.what().items():
+    for name, value in json.loads(json.dumps(here.what())).items():
         stored = there.what()[name]
-        if stored != json.loads(json.dumps(value)):
+        other = [k for k in {**stored, **value} if stored.get(k) != value.get(k)]
+        if other:
+            said = "; ".join(f"{k} is {stored.get(k)} there, {value.get(k)} here" for k in other)
             raise ValueError(
-                f"output_dir={str(folder)!r} holds a comparison of other {name} ({stored} there, "
-                f"{value} here): choose another folder or remove that one"
+                f"output_dir={str(folder)!r} holds a comparison of other {name} ({said}): choose "
+                "another folder"
             )
     # The data may lie elsewhere now.
     plan = replace(there, settings={**there.settings, **_place(here.settings)})
     if seeds is None or seeds == len(plan.seeds):
         return plan
-    if seeds < len(plan.seeds):
-        raise ValueError(
-            f"seeds must be at least the {len(plan.seeds)} of the comparison in output_dir="
-            f"{str(folder)!r}, got {seeds}"
-        )
     plan = replace(
         plan,
         seeds=list(range(seeds)),

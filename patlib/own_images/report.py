@@ -55,6 +55,8 @@ table { margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 td { white-space: nowrap; } td:nth-child(3) { white-space: normal; min-width: 9rem; }
+@media (max-width: 40rem) { .wide::before { content: "scroll sideways \2192"; color: #595959;
+  font-size: .8rem; position: sticky; left: 0; } }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
 """
@@ -70,7 +72,7 @@ def summary_table(found: Comparison) -> pd.DataFrame:
                   ("validation", "test")}  # fmt: skip
         row = {"test mIoU (%)": _mean_and_std(scores["test"]["miou"])}
         # Second, so that a narrow window shows how sure a difference is.
-        row[f"minus {found.best}"] = judged.get(method, "")
+        row[f"test mIoU minus {found.best} (points)"] = judged.get(method, "")
         for metric, title in METRICS.items():
             if metric != "miou":
                 row[f"test {title} (%)"] = _mean_and_std(scores["test"][metric])
@@ -81,6 +83,8 @@ def summary_table(found: Comparison) -> pd.DataFrame:
 
 
 def _mean_and_std(values: pd.Series) -> str:
+    if not values.notna().any():
+        return "no test image"
     text = f"{100 * values.mean():.1f}"
     return text if len(values) < 2 else f"{text} ± {100 * values.std():.1f}"
 
@@ -98,7 +102,7 @@ def make_figures(survey: Survey, found: Comparison) -> dict[str, tuple[Figure, s
             "mean over the seeds and 95 % interval over seeds and test images. Filled: told apart "
             "from 0. Ticks: single seeds."
         )
-    return {
+    made = {
         "intervals": (
             figures.plot_intervals(found),
             f"Test IoU of each loss minus that of {found.best}, each with its shift: {bars}",
@@ -126,6 +130,7 @@ def make_figures(survey: Survey, found: Comparison) -> dict[str, tuple[Figure, s
         ),
         "images": (figures.plot_examples(survey), "Training images and their masks."),
     }
+    return {name: pair for name, pair in made.items() if pair[0] is not None}
 
 
 def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> Path:
@@ -146,6 +151,7 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
         index=False, escape=True, border=0, justify="right"
     )  # fmt: skip
     command = f"patlib predict {best} IMAGES --out LABELS --overlay"
+    call = f"patlib.export({str(best)!r}, 'net.onnx', prior_shift='chosen')"
     body = [
         "<h1>Which loss for these images?</h1>",
         f'<div class="answer">{_paragraphs(verdict(found))}</div>',
@@ -154,13 +160,15 @@ def write_report(survey: Survey, found: Comparison, output_dir: str | Path) -> P
         "<p>The shift of each loss, and the loss itself, are chosen by mIoU on the validation "
         "images; the test images judge the choice. All words are explained at the end.</p>",
         f"<h2>How sure is it?</h2>{parts['intervals']}",
-        f"<h2>Common or rare classes?</h2>{parts['trade-off']}",
+        "<h2>Common or rare classes?</h2>"
+        + parts.get("trade-off", "<p>No test image holds a class of the tail.</p>"),
         f"<h2>Class by class</h2>{parts['classes']}",
         f"<h2>What it looks like</h2>{parts['predictions']}",
         "<h2>The images</h2>",
         f"<p>{_counts(survey)}</p>{_paragraphs(notes(survey))}{parts['tail']}{parts['images']}",
         f"<h2>What was run</h2><p>{html.escape(str(plan))}.</p>",
-        f"<h2>Use it</h2><pre>{html.escape(command)}</pre>",
+        f"<h2>Use it</h2><pre>{html.escape(command)}</pre>"
+        f"<p>Or, in Python, as a file for another program:</p><pre>{html.escape(call)}</pre>",
         "<p>The label maps have the values of your masks (of masks in colours: their colours, as "
         "a palette); <code>classes.json</code> beside them says which value is which class. The "
         "shift of this report is applied; <code>--prior_shift none</code> leaves it out.</p>"

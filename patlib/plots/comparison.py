@@ -16,7 +16,7 @@ from patlib.plots.panels import class_legend, subplots
 from patlib.study.runs import Run, by_method, scores
 from patlib.study.statistics import Difference, mean_iou
 
-_WRONG, _RIGHT = "#1b1b1b", "#d9d9d9"
+_WRONG, _RIGHT = "#1b1b1b", "#f2f2f2"  # no colour of a class
 _STYLES = {loss.label: (loss.color, loss.marker) for loss in LOSSES.values()}
 
 
@@ -269,7 +269,7 @@ def plot_predictions(
 ) -> Figure:
     """A pair of columns for each image: image and truth, then every method's labels and errors.
 
-    Errors are dark, correct pixels grey, ignored ones white.
+    Errors are dark, correct pixels nearly white, ignored ones white.
 
     Args:
         images: RGB (H, W, 3) each.
@@ -288,7 +288,7 @@ def plot_predictions(
         for column, (labels, mask) in enumerate(zip(maps, truth, strict=True)):
             left, right = axes[row, 2 * column : 2 * column + 2]
             left.imshow(label_colors(labels, class_names), interpolation="nearest")
-            wrong = np.where(mask == 255, 1.0, np.where(labels != mask, 0x1B / 255, 0xD9 / 255))
+            wrong = np.where(mask == 255, 1.0, np.where(labels != mask, 0x1B / 255, 0xF2 / 255))
             right.imshow(wrong, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             valid = mask != 255
             score = 100 * np.mean(labels[valid] == mask[valid]) if valid.any() else np.nan

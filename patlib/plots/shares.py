@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from patlib.metrics import class_groups
 from patlib.plots.colors import GROUP_COLORS, class_colors
@@ -51,6 +52,11 @@ def plot_class_shares(splits: Mapping[str, Mapping]):
     axes[-1, 0].set_xticks([x for x in (0.01, 0.1, 1, 10, 100) if x > smallest / 3])
     axes[-1, 0].xaxis.set_major_formatter("{x:g}")
     axes[-1, 1].set(xlabel="size of the class in one image (pixels, log scale)", xscale="log")
+    low, high = axes[-1, 1].get_xlim()
+    steps = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # fewer, where they would overlap
+    axes[-1, 1].xaxis.set_major_locator(LogLocator(subs=steps))
+    axes[-1, 1].xaxis.set_major_formatter("{x:,.0f}")
+    axes[-1, 1].xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
