@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_rerun_page import ROOT, blocks
 
+from conftest import write_image
 from patlib import RunRecord
 from patlib.losses import pat_loss
 
@@ -15,6 +16,7 @@ PAGE = ROOT / "book" / "training_codes.md"
 def test_every_block_runs_and_every_network_learns_from_pat(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    write_image(tmp_path / "street.jpg", np.zeros((40, 50, 3), np.uint8))
     space = {"__name__": "__main__"}
     for block in blocks(PAGE, "python"):
         space.pop("loss", None)
@@ -37,4 +39,5 @@ def test_every_block_runs_and_every_network_learns_from_pat(tmp_path, monkeypatc
     assert record.config["model"] == "own:torch.nn.modules.container.Sequential"
     assert np.isfinite(record.result["test"]["miou"])
     assert {p.suffix for p in tmp_path.glob("net.*")} == {".onnx", ".pt2"}
+    assert space["labels"].shape == (40, 50) and space["labels"].max() < len(space["classes"])
     assert list((tmp_path / "runs" / "board").rglob("events.*"))
