@@ -25,7 +25,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
 WIDE, NARROW = (1280, 900), (390, 844)  # a screen and a telephone, in CSS pixels
