@@ -1,8 +1,8 @@
 """Write the answer into the first page of the book and the README: python book/first_page.py
 
 Figure, sentences and tables follow from the records and go between the markers of both pages. Run
-it after new records; ``make book`` does. The figure (``book/images/answer.png``) carries the numbers
-that it was drawn from, so that it can be checked without drawing it again.
+it after new records; ``make book`` does. The figure (``book/images/answer.png``) carries the
+numbers that it was drawn from, so that it can be checked without drawing it again.
 """
 
 import io

@@ -194,7 +194,7 @@ def _how_sure(compared: Sequence[Compared]) -> str:
 
 
 def choices(compared: Sequence[Compared]) -> list[list[str]]:
-    """Which loss to take: aim, network, loss, its difference from cross-entropy, what ties with it.
+    """Which loss to take: aim and network, loss, its lead over cross-entropy, what ties with it.
 
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
     cross-entropy is taken where it is among them, else the one with the highest mean.
@@ -207,7 +207,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
             best = {data: methods for data, methods in best.items() if methods}
             if best:
                 judged = [c for c in of_network if c.data in best]
-                rows.append([aim, network.removeprefix("a "), *_choice(judged, best, metric)])
+                where = f"{aim}, {network.removeprefix('a ')}"
+                rows.append([where, *_choice(judged, best, metric)])
     return rows
 
 
