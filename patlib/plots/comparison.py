@@ -32,7 +32,9 @@ def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str
     if len(rest) <= len(_OTHERS) and len(rest) < len(methods):
         styles = dict(zip(rest, _OTHERS, strict=False))
     else:
-        series = dict(zip(methods, sns.color_palette("cividis", len(methods)).as_hex(), strict=True))
+        series = dict(
+            zip(methods, sns.color_palette("cividis", len(methods)).as_hex(), strict=True)
+        )
         styles = {m: (series[m], "o") for m in rest}
     styles = {m: _STYLES.get(m) or styles[m] for m in methods}
     return {m: s[0] for m, s in styles.items()}, {m: s[1] for m, s in styles.items()}
