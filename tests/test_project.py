@@ -104,6 +104,22 @@ def test_version_is_the_same_everywhere():
     assert patlib.__version__ == citation["version"] == newest
 
 
+def test_the_paper_is_cited_alike_everywhere_with_the_version_that_is_meant():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = citation["references"]
+    authors = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    for name in ("book/references.bib", "book/index.md"):
+        text = " ".join((ROOT / name).read_text().split())
+        assert f"author = {{{authors}}}" in text, name
+        assert "arXiv:2404.05393, the version with three authors" in text, name
+    assert len(paper["authors"]) == 3 and "three authors" in citation["message"]
+    archive = json.loads((ROOT / ".zenodo.json").read_text())
+    assert (archive["title"], archive["license"]) == (citation["title"], citation["license"])
+    assert [c["name"] for c in archive["creators"]] == [a["name"] for a in citation["authors"]]
+    index = (ROOT / "book" / "index.md").read_text()
+    assert f"version = {{{citation['version']}}}" in index
+
+
 def test_every_chapter_exists_and_every_notebook_is_a_chapter():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
