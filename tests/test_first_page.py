@@ -101,10 +101,10 @@ def test_claims_are_counted_as_in_their_chapter(now):
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
     answer, price, _ = chapter.sentences(better)
-    assert answer.startswith("Yes: ") and "is higher with net synthetic on" in answer
+    assert answer.startswith("Yes: ") and "is higher for net synthetic on" in answer
     assert price.startswith("No price is shown: ")
     answer, price, _ = chapter.sentences(worse)
-    assert answer.startswith("It harms them: ") and "is lower with" in answer
+    assert answer.startswith("It harms them: ") and "is lower for" in answer
     assert price.startswith("Its price: ")
     mixed = study(
         {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},

@@ -100,11 +100,11 @@ def compare(
 
 
 def _grouped(compared: Iterable[tuple[Compared, str]]) -> str:
-    """Benchmarks in words, by network: ``with SegNet on CamVid (+6.5) and NYUv2 (+5.4)``."""
+    """Benchmarks in words, by network: ``for SegNet on CamVid (+6.5) and NYUv2 (+5.4)``."""
     parts = defaultdict(list)
     for c, said in compared:
         parts[c.network].append(f"{c.data} ({said})")
-    return "; ".join(f"with {network} on {listing(names)}" for network, names in parts.items())
+    return "; ".join(f"for {network} on {listing(names)}" for network, names in parts.items())
 
 
 def _verdicts(compared: Sequence[Compared], metric: str) -> dict[str, list]:
@@ -158,8 +158,8 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
         lead = "Yes" if higher == number else "On some data" if higher else "No"
         lead = "It harms them" if lower == number else lead
         said.append(
-            f"{lead}: with PAT instead of cross-entropy the IoU of the rarest third of the classes"
-            f" (the tail) is {_said(compared, 'tail', short=False)}."
+            f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
+            f" classes (the tail) is {_said(compared, 'tail', short=False)}, in points."
         )
         lost = [m for m in ("head", "pixel_accuracy", "miou") if "lower" in _verdicts(compared, m)]
         lead = "Its price" if lost else "No price is shown"

@@ -28,13 +28,13 @@ def parts_words(judged: Judged, where: str) -> str:
         found = {metric: judged.against(metric).get(method) for metric in NAMES}
         if all(found.values()):
             changes = (
-                f"the {name} by {signed(found[metric].mean)} ({verdict(found[metric], metric)})"
+                f"{'the ' * name.startswith('IoU')}{name} by {signed(found[metric].mean)} ({verdict(found[metric], metric)})"
                 for metric, name in NAMES.items()
             )
             said.append(f"{words} {'change' if words == 'both' else 'changes'} {listing(changes)}")
     if not said:
         return "The runs that tell are still to come."
-    return f"Beside cross-entropy on {where}, {'; '.join(said)} points."
+    return f"Beside cross-entropy on {where}, in points: {'; '.join(said)}."
 
 
 def plot_scores_over(
