@@ -28,8 +28,8 @@ def parts_words(judged: Judged, where: str) -> str:
         found = {metric: judged.against(metric).get(method) for metric in NAMES}
         if all(found.values()):
             changes = (
-                f"{'the ' * name.startswith('IoU')}{name} by {signed(found[metric].mean)} ({verdict(found[metric], metric)})"
-                for metric, name in NAMES.items()
+                f"{name} by {signed(found[metric].mean)} ({verdict(found[metric], metric)})"
+                for metric, name in {"miou": "mIoU", "tail": "the IoU of the tail"}.items()
             )
             said.append(f"{words} {'change' if words == 'both' else 'changes'} {listing(changes)}")
     if not said:
