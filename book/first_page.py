@@ -20,13 +20,7 @@ matplotlib.use("agg")
 FIGURE = ROOT / "book" / "images" / "answer.png"
 README, INDEX = ROOT / "README.md", ROOT / "book" / "index.md"
 TERMS = ("tail", "head", "pixel accuracy", "mIoU", "seed", "interval")  # of the glossary
-CHOICE = [
-    "you care for",
-    "network",
-    "take",
-    "minus cross-entropy (points)",
-    "not told apart from it",
-]
+CHOICE = ["you care for", "take", "minus cross-entropy (points)", "not told apart from it"]
 CLAIMS = ["verdict", "by the study's runs", "by the shorter runs before"]
 ALT = "What each loss changes beside cross-entropy, in mIoU, head and tail, on each data set"
 

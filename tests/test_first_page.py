@@ -160,6 +160,12 @@ def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_severa
     assert chapter.plot_answer(study({"PAT": 0.1})) is None
 
 
+def test_rows_of_a_table_fit_its_header():
+    assert chapter.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    with pytest.raises(ValueError, match="each row must have 2 cells"):
+        chapter.markdown(["a", "b"], [["1"]])
+
+
 def test_nothing_was_run(study):
     assert chapter.sentences(study({}))[0].startswith("Not decided yet")
     assert chapter.choices(study({})) == []

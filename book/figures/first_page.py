@@ -243,7 +243,13 @@ def verdict_counts(study: what_holds.Evidence, short: what_holds.Evidence, claim
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"each row must have {len(header)} cells, got {rows}")
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
