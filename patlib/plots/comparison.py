@@ -19,7 +19,7 @@ from patlib.study.statistics import Difference, mean_iou
 _WRONG, _RIGHT = "#1b1b1b", "#d9d9d9"
 _STYLES = {loss.label: (loss.color, loss.marker) for loss in LOSSES.values()}
 # Of methods that are no loss of their own, such as a variant of PAT, beside losses.
-_OTHERS = (("#00004e", "p"), ("#8c2d2d", "d"), ("#3b4e62", "<"), ("#273b89", ">"))
+_OTHERS = (("#001155", "p"), ("#88ccaa", "d"), ("#004455", "<"), ("#0000ff", ">"))
 
 
 def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
