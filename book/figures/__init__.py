@@ -233,7 +233,7 @@ def not_yet_run(records: Path) -> list[list[str]]:
             about = grid.read_text().split("\n#\n")[0].replace("\n#", "").lstrip("# ")
             title = about.split(". ")[0].rstrip(".")
             name = f"{grid.parent.name}/{grid.stem}"
-            rows.append([f"<b>{name}</b>: {title}", f"{done} of {len(names)}", code(command)])
+            rows.append([f"{name}: {title}", f"{done} of {len(names)}", code(command)])
     return rows
 
 

@@ -4,6 +4,7 @@ addEventListener("DOMContentLoaded", () => {
   shown.className = "enlarged";
   shown.setAttribute("aria-label", "Enlarged figure");
   shown.addEventListener("click", () => shown.close());
+  shown.addEventListener("keydown", (event) => event.key === "Escape" && shown.close());
   document.body.append(shown);
   for (const figure of document.querySelectorAll("main article img")) {
     if (figure.closest("a")) continue;
