@@ -282,7 +282,7 @@ def test_a_figure_enlarges_on_a_telephone_and_by_keyboard(browser, address):
     assert not dialog.is_displayed()
     figure.click()
     assert dialog.is_displayed()
-    shown.click()
+    dialog.find_element(By.TAG_NAME, "img").click()
     assert not dialog.is_displayed()
 
 
