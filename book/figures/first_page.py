@@ -265,8 +265,9 @@ def caption(compared: Sequence[Compared]) -> str:
     for c in compared:
         if c.single:
             by_methods[tuple(c.single)].append(f"{c.data} with {c.network}")
-    for methods, where in by_methods.items():
-        text += f" Hollow, one seed and not judged: {listing(methods)} on {listing(where)}."
+    if by_methods:
+        said = (f"{listing(methods)} on {listing(where)}" for methods, where in by_methods.items())
+        text += f" Hollow, one seed and not judged: {'; '.join(said)}."
     return text
 
 
