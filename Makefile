@@ -20,6 +20,7 @@ test: .venv/installed
 # written anew: that takes seconds, and a warning shows only on a page that is.
 book: .venv/installed
 	$(BIN)/snakemake -s book/Snakefile --cores 2 --nolock --rerun-incomplete --keep-going --quiet all
+	$(BIN)/python book/first_page.py
 	$(BIN)/jupyter-book build . --all -n -W --keep-going
 
 pdf: .venv/installed

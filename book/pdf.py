@@ -3,6 +3,7 @@
 Sphinx puts all pages on one (``singlehtml``), and Chromium prints it with formulas and figures.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,19 @@ html { font-size: 11px !important }
 .copybtn, .headerlink, p.csv, details.hide, div.tag_hide-cell { display: none !important }
 figure, tr { break-inside: avoid }
 </style>"""
+
+
+def within(html: str) -> str:
+    """Links from page to page as links inside the one page; those to files beside it as text."""
+    pages = {name.rpartition("/")[2]: name for name in re.findall(r'id="document-([^"]+)"', html)}
+
+    def inside(found: re.Match) -> str:
+        page, place = found[1], found[2]
+        return f'href="{place or f"#document-{pages[page]}"}"' if page in pages else found[0]
+
+    html = html.replace('href="book/index.html#', 'href="#')
+    html = re.sub(r'href="(\w+)\.html(#[^"]*)?"', inside, html)
+    return re.sub(r'href="_downloads/[^"]*"', "", html)
 
 
 def print_page(page: Path, target: Path, chromium: str) -> None:
@@ -55,7 +69,7 @@ def main() -> int:
     # The first page lies in a folder, and would look for styles and figures beside itself.
     html = (SINGLE / "book" / "index.html").read_text()
     page = SINGLE / "printed.html"
-    page.write_text(html.replace("</head>", f"{STYLE}</head>", 1))
+    page.write_text(within(html).replace("</head>", f"{STYLE}</head>", 1))
     target = SINGLE.parent / "patlib.pdf"
     print_page(page, target, chromium)
     print(target)

@@ -25,7 +25,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
 WIDE, NARROW = (1280, 900), (390, 844)  # a screen and a telephone, in CSS pixels
@@ -266,6 +266,43 @@ def test_contents_lead_to_every_page_in_order(browser, address):
     assert urlsplit(browser.current_url).path == f"/{PAGES[-1]}.html"
 
 
+def test_a_figure_enlarges_on_a_telephone_and_by_keyboard(browser, address):
+    visit(browser, f"{address}/notebooks/baselines.html", NARROW)
+    figure = browser.find_element(By.CSS_SELECTOR, "main article img")
+    dialog = browser.find_element(By.CSS_SELECTOR, "dialog.enlarged")
+    assert not dialog.is_displayed() and figure.accessible_name
+    figure.send_keys(Keys.ENTER)
+    assert dialog.is_displayed()
+    shown = dialog.find_element(By.TAG_NAME, "img")
+    natural = browser.execute_script("return arguments[0].naturalWidth", figure)
+    assert shown.size["width"] == natural > NARROW[0] > figure.size["width"]
+    across = "return document.scrollingElement.scrollWidth"
+    assert browser.execute_script(across) <= NARROW[0]  # it scrolls inside
+    dialog.send_keys(Keys.ESCAPE)
+    assert not dialog.is_displayed()
+    figure.click()
+    assert dialog.is_displayed()
+    dialog.find_element(By.TAG_NAME, "img").click()
+    assert not dialog.is_displayed()
+
+
+def test_figures_and_texts_have_no_pale_frame_in_the_dark(browser, address):
+    for page in ("baselines", "method"):
+        visit(browser, f"{address}/notebooks/{page}.html", WIDE)
+        frames = browser.execute_script(
+            "document.documentElement.dataset.theme = 'dark';"
+            "return [...document.querySelectorAll('.cell_output img, .cell_output .text_html')]"
+            ".map((e) => getComputedStyle(e)).map((s) => s.backgroundColor + ' ' + s.padding)"
+        )
+        assert frames and set(frames) == {"rgba(0, 0, 0, 0) 0px"}
+
+
+def test_set_up_and_parameters_stand_at_the_end_of_a_page(site):
+    for chapter in CHAPTERS:
+        text = (site / f"{chapter}.html").read_text()
+        assert text.index("<h2") < text.index("check_parameters"), chapter
+
+
 def test_search_finds(browser, address):
     visit(browser, f"{address}/{PAGES[-1]}.html", WIDE)
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.CONTROL, "k")
@@ -392,6 +429,20 @@ def test_interactive_figure_is_named_and_fits_a_phone(figure):
         "return [s.backgroundColor, s.color]"
     )
     assert style == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]
+
+
+def test_links_between_pages_stay_inside_the_pdf():
+    html = (
+        '<span id="document-notebooks/cost"></span><span id="document-book/api"></span>'
+        '<a href="book/index.html#term-tail">a</a><a href="cost.html">b</a>'
+        '<a href="cost.html#noise">c</a><a href="genindex.html">d</a>'
+        '<a href="https://example.org/cost.html">e</a><a href="_downloads/1/scores.csv">f</a>'
+    )
+    links = re.findall(r'href="([^"]*)"', load_script("book/pdf.py").within(html))
+    assert links == [
+        *("#term-tail", "#document-notebooks/cost", "#noise"),
+        *("genindex.html", "https://example.org/cost.html"),
+    ]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium or Chrome")

@@ -5,7 +5,14 @@ import pytest
 import yaml
 from chapters import Chapter
 from fake_runs import fake_record
-from figures.features_or_prior import answer, at_pixel_prior, class_changes, prior_words, summary
+from figures.features_or_prior import (
+    answer,
+    answers,
+    at_pixel_prior,
+    class_changes,
+    prior_words,
+    summary,
+)
 
 from patlib.priors import KINDS, STRENGTHS
 from patlib.records import RunRecord
@@ -76,6 +83,19 @@ def test_words_follow_the_records(study):
     for path in folder.glob("*pat*"):
         path.unlink()
     assert answer("X", load_runs(grid, folder)) == "X: PAT and cross-entropy are still to run."
+
+
+def test_several_benchmarks_are_answered_in_three_sentences(study):
+    higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
+    said = answers({"A": higher, "B": lower, "C": higher}, resamples=100)
+    assert said.count(". ") == 2 and "on A (tail higher)" in said and "on B (tail lower)" in said
+    outside, within = said.split(". ")[1:]
+    assert outside.startswith("On A (") and " and C (" in outside and "more than another" in outside
+    assert within.startswith("On B (0.0) a shift")
+    single = load_runs(*study(0.6, seeds=(0,)))
+    assert "on D (tail one seed)" in answers({"A": higher, "D": single}, resamples=100)
+    assert answers({"A": higher}, resamples=100) == answer("A", higher, resamples=100)
+    assert answers({}) == "The runs of this chapter are still to come."
 
 
 def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):

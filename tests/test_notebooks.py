@@ -62,6 +62,33 @@ def test_stored_notebooks_are_fit_to_publish(name):
     assert stored and all(o["output_type"] != "error" for o in stored)
 
 
+# The answer of own_images is the verdict of its report; that of paper_and_code are tables.
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"own_images", "paper_and_code"}))
+def test_a_chapter_opens_with_question_answer_and_figure(name):
+    """Three sentences at most answer it, and the figure is the first that its cells show."""
+    title, glued = source(cells(name, "markdown")[0]), stored_glue(name)
+    text = re.sub(r"\{glue:text\}`([^`:]+)(:s)?`", lambda found: str(glued[found[1]]), title)
+    text = re.sub(r"\{\w+(:\w+)?\}`([^`]*)`", r"\2", text)
+    question, answer = text.partition("\n")[2].replace("\n", " ").rsplit("? ", 1)
+    assert question and re.search(r"[.!]$", answer.strip())
+    sentences = re.split(r"(?<=[.!])\s+(?=[A-Z0-9αβγ])", answer.strip())
+    assert len(sentences) <= 3, sentences
+    content = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+    shown = [
+        cell
+        for cell in content[1:]
+        if cell["cell_type"] == "markdown"
+        or (cell["outputs"] and not {"hide-cell", "remove-cell"} & set(cell["metadata"]["tags"]))
+    ]
+    first = next(i for i, cell in enumerate(shown) if cell["cell_type"] == "code")
+    kinds = {kind for output in shown[first]["outputs"] for kind in output.get("data", {})}
+    assert "image/png" in kinds, shown[first]["id"]
+    before = " ".join(source(cell) for cell in shown[:first])
+    assert len(before.split()) < 60 and ("## " not in before or name == "train"), before
+    text = "\n".join(map(source, cells(name, "markdown")))
+    assert re.findall(r"^## (.*)", text, re.MULTILINE)[-1] == "Run it yourself"
+
+
 def test_every_notebook_begins_with_the_same_cell():
     assert len({source(cells(name)[0]) for name in NAMES}) == 1
 

@@ -26,7 +26,7 @@ from myst_nb import glue
 from patlib.data import build_dataset
 from patlib.models import MODELS
 from patlib.plots import plot_runs
-from patlib.study.grids import data_root
+from patlib.study.grids import data_root, load_grid, load_records
 from patlib.study.paper import check_statement
 from patlib.study.runs import (
     Run,
@@ -209,8 +209,37 @@ def grid_tables(
 ) -> HTML:
     """:func:`grid_table` of every grid at the paper's scale whose name fits a pattern."""
     grids = sorted(path for p in pattern.split() for path in (GRIDS / "paper").glob(f"{p}.yaml"))
-    tables = (grid_table(f"{chapter}-paper-{g.stem}", g, records, metrics, seeds) for g in grids)
+    done, rest = [], []
+    for grid in grids:
+        ran = any(run.record for run in load_runs(grid, records, seeds))
+        (done if ran else rest).append(grid)
+    tables = [grid_table(f"{chapter}-paper-{g.stem}", g, records, metrics, seeds) for g in done]
+    if rest:
+        names = ", ".join(f"<code>{grid.name}</code>" for grid in rest)
+        where = '<a href="what_holds.html#not-yet-run">Not yet run</a>'
+        tables.append(HTML(f"<p>None of the runs of {names} is done yet: see {where}.</p>"))
     return join(*tables)
+
+
+def not_yet_run(records: Path) -> list[list[str]]:
+    """The grids with runs that have no record: what they are, how many are done, the command."""
+    rows = []
+    for grid in sorted(GRIDS.glob("*/*.yaml")):
+        runs = load_grid(grid)
+        names = {run.name for run in runs}
+        done = len(load_records(runs, records))
+        if done < len(names):
+            _, command = missing_runs(grid, records)
+            about = grid.read_text().split("\n#\n")[0].replace("\n#", "").lstrip("# ")
+            title = about.split(". ")[0].rstrip(".")
+            name = f"{grid.parent.name}/{grid.stem}"
+            rows.append([f"{name}: {title}", f"{done} of {len(names)}", code(command)])
+    return rows
+
+
+def code(text: str) -> str:
+    """A text as code, in a cell of :func:`table`."""
+    return f"<code>{text}</code>"
 
 
 def groups_table(name: str, parts: Mapping[str, Sequence[Run]], first: str, note: str):

@@ -113,6 +113,40 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
     )
 
 
+def answers(
+    panels: Mapping[str, Sequence[Run]], resamples: int = 2000, margin: float = 0.01
+) -> str:
+    """:func:`answer` for several benchmarks: three sentences at most."""
+    tables = {title: summary(runs) for title, runs in panels.items()}
+    tables = {title: t for title, t in tables.items() if {"CE", "PAT"} <= set(t.index)}
+    if len(panels) < 2 or not tables:
+        said = [answer(title, runs, resamples, margin) for title, runs in panels.items()]
+        return " ".join(said) or "The runs of this chapter are still to come."
+    differences, outside, within = [], [], []
+    for title, table in tables.items():
+        pat, ce = table.loc["PAT"], table.loc["CE"]
+        tail = shifted_contrasts(panels[title], "tail", resamples).get("PAT")
+        points = [signed(pat[f"shifted_{m}"] - ce[f"shifted_{m}"]) for m in ("miou", "tail")]
+        word = tail.verdict() if tail else "one seed"
+        differences.append(f"{points[0]} and {points[1]} on {title} (tail {word})")
+        beyond = f"{title} ({100 * max(pat.excess, 0):.1f})"
+        (outside if pat.excess > margin else within).append(beyond)
+    sentences = [
+        "Each moved to the prior that validation chooses, PAT differs from cross-entropy in mIoU "
+        f"and in the tail by {'; '.join(differences)} points."
+    ]
+    if outside:
+        sentences.append(
+            f"On {listing(outside)} no shift of cross-entropy comes closer to that pair than the "
+            "points in brackets: what PAT gains there is more than another prior."
+        )
+    if within:
+        sentences.append(
+            f"On {listing(within)} a shift of cross-entropy reaches it, without another training."
+        )
+    return " ".join(sentences)
+
+
 def at_pixel_prior(runs: Sequence[Run]) -> pd.DataFrame:
     """The scores of each method under the prior of the pixels, in [0, 1].
 

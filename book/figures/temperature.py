@@ -1,15 +1,40 @@
-"""Scores of PAT over its temperature and over the exponent of the class size."""
+"""Which part of PAT does what; scores over the temperature and over the exponent of the size."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import seaborn as sns
 
+from figures.judging import NAMES, Judged, verdict
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, scores
+from patlib.study.wording import listing, signed
 
+#: the parts of PAT as the grid calls them, and in words
+PARTS = {"β only": "β alone", "1/S, images": "the division by the size alone", "PAT": "both"}
 COLORS = ("#0072b2", "#d55e00")
 MARKERS = ("o", "s")
+
+
+def parts_words(judged: Judged, where: str) -> str:
+    """What β, the division by the size, and both change beside cross-entropy: a sentence.
+
+    Args:
+        judged: cross-entropy and ``PARTS``, as far as they were run.
+        where: the data set.
+    """
+    said = []
+    for method, words in PARTS.items():
+        found = {metric: judged.against(metric).get(method) for metric in NAMES}
+        if all(found.values()):
+            changes = (
+                f"{name} by {signed(found[metric].mean)} ({verdict(found[metric], metric)})"
+                for metric, name in {"miou": "mIoU", "tail": "the IoU of the tail"}.items()
+            )
+            said.append(f"{words} {'change' if words == 'both' else 'changes'} {listing(changes)}")
+    if not said:
+        return "The runs that tell are still to come."
+    return f"Beside cross-entropy on {where}, in points: {'; '.join(said)}."
 
 
 def plot_scores_over(

@@ -1,5 +1,6 @@
 """The claims of the paper and their verdicts, each by its rule in ``study/claims.yaml``."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import harmless
+from figures import GRIDS, ROOT, harmless, load_paper
 from figures.features_or_prior import summary
 from figures.judging import Judged
 from patlib.data import DATASETS
@@ -22,7 +23,7 @@ from patlib.losses import build_loss
 from patlib.models import MODELS
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
-from patlib.study.runs import Run, by_benchmark, scores
+from patlib.study.runs import Run, by_benchmark, load_runs, scores
 from patlib.study.statistics import chance_range
 from patlib.study.wording import listing, signed
 
@@ -75,6 +76,37 @@ class Evidence:
         self.judged = {t: found for t, found in judged.items() if found.seeds >= FEWEST_SEEDS}
         self.temperatures, self.networks = temperatures, networks
         self.losses, self.gradients, self.paper = losses, gradients, paper
+
+
+def read_evidence(
+    grids: Sequence[str],
+    folder: Path,
+    seeds: Sequence[int] | None = None,
+    unjudged: Sequence[str] = (),
+    resamples: int = 2000,
+) -> Evidence:
+    """What the verdicts follow from, with the runs of these grids of ``study/grids``.
+
+    Args:
+        grids: the files.
+        folder: of the records.
+        seeds: those that count; None for all.
+        unjudged, resamples: of :class:`figures.judging.Judged`.
+    """
+    panels = {}
+    for grid in grids:
+        for benchmark, runs in by_benchmark(load_runs(GRIDS / grid, folder, seeds)).items():
+            if any(run.record for run in runs):
+                panels[f"{benchmark} with {MODELS[benchmark.model].label}"] = runs
+    return Evidence(
+        panels,
+        {title: Judged(runs, unjudged, resamples) for title, runs in panels.items()},
+        load_runs(GRIDS / "small" / "table3.yaml", folder, seeds),
+        load_runs(GRIDS / "small" / "table2.yaml", folder, seeds),
+        json.loads((ROOT / "benchmarks" / "records" / "losses-cpu.json").read_text()),
+        json.loads((ROOT / "study" / "records" / "gradients.json").read_text()),
+        load_paper(),
+    )
 
 
 def rows(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidence) -> list[list[str]]:

@@ -133,7 +133,7 @@ class BLVLoss(SegmentationLoss):
     """
 
     label: ClassVar[str] = "BLV"
-    color: ClassVar[str] = "#117733"
+    color: ClassVar[str] = "#227755"
     marker: ClassVar[str] = "X"
 
     def __init__(

@@ -68,7 +68,7 @@ class BMSLoss(SegmentationLoss):
     """
 
     label: ClassVar[str] = "BMS"
-    color: ClassVar[str] = "#aa4499"
+    color: ClassVar[str] = "#aa66cc"
     marker: ClassVar[str] = "D"
 
     def __init__(

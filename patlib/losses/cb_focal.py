@@ -69,7 +69,7 @@ class CBFocalLoss(SegmentationLoss):
     """
 
     label: ClassVar[str] = "CBFocal"
-    color: ClassVar[str] = "#005f9e"
+    color: ClassVar[str] = "#1144cc"
     marker: ClassVar[str] = "v"
 
     def __init__(

@@ -101,7 +101,7 @@ class FocalLoss(SegmentationLoss):
     """
 
     label: ClassVar[str] = "Focal"
-    color: ClassVar[str] = "#999933"
+    color: ClassVar[str] = "#bbbb66"
     marker: ClassVar[str] = "s"
 
     def __init__(

@@ -129,7 +129,7 @@ class LDAMLoss(SegmentationLoss):
     """
 
     label: ClassVar[str] = "LDAM"
-    color: ClassVar[str] = "#ddaa33"
+    color: ClassVar[str] = "#eebb22"
     marker: ClassVar[str] = "P"
 
     def __init__(

@@ -18,14 +18,26 @@ from patlib.study.statistics import Difference, mean_iou
 
 _WRONG, _RIGHT = "#1b1b1b", "#f2f2f2"  # no colour of a class
 _STYLES = {loss.label: (loss.color, loss.marker) for loss in LOSSES.values()}
+# Of methods that are no loss of their own, such as a variant of PAT, beside losses.
+_OTHERS = (("#001155", "p"), ("#88ccaa", "d"), ("#004455", "<"), ("#0000ff", ">"))
 
 
 def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Colour and marker of each method: those of its loss, else of a series from dark to light."""
+    """Colour and marker of each method: those of its loss, or others that no loss has.
+
+    Many methods without a loss of their name, or these alone, have colours from dark to light.
+    """
     methods = list(dict.fromkeys(methods))
-    series = dict(zip(methods, sns.color_palette("cividis", len(methods)).as_hex(), strict=True))
-    colors = {m: _STYLES[m][0] if m in _STYLES else series[m] for m in methods}
-    return colors, {m: _STYLES[m][1] if m in _STYLES else "o" for m in methods}
+    rest = [m for m in methods if m not in _STYLES]
+    if len(rest) <= len(_OTHERS) and len(rest) < len(methods):
+        styles = dict(zip(rest, _OTHERS, strict=False))
+    else:
+        series = dict(
+            zip(methods, sns.color_palette("cividis", len(methods)).as_hex(), strict=True)
+        )
+        styles = {m: (series[m], "o") for m in rest}
+    styles = {m: _STYLES.get(m) or styles[m] for m in methods}
+    return {m: s[0] for m, s in styles.items()}, {m: s[1] for m, s in styles.items()}
 
 
 def plot_scores(

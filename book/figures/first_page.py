@@ -1,0 +1,354 @@
+"""The first page of the book and the README: the answer in a figure and three sentences.
+
+``book/first_page.py`` writes what these functions return into both. All of it follows from records.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import GRIDS, what_holds
+from figures.judging import MARGINS, Judged, text, verdict
+from patlib.data import DATASETS
+from patlib.plots.panels import subplots
+from patlib.study.runs import Run, by_benchmark, by_method, load_runs
+from patlib.study.simultaneous import Contrast
+from patlib.study.wording import listing, signed
+
+#: The settings that are shown: name of the network -> its grid. The claims are judged by STUDY, and
+#: by SHORT as the chapter "What holds" calls the runs from before.
+SETTINGS = {"SegNet": "small/table1.yaml", "a pretrained U-Net": "small/unet.yaml"}
+STUDY, SHORT = ["small/unet.yaml"], ["small/table1.yaml"]
+UNJUDGED = ["LDAM"]  # fails on some seeds
+RESAMPLES = 2000  # test parts that the bootstrap draws
+
+METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
+AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
+COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
+MARKERS = "os^D"  # of networks
+FARTHEST = 20.0  # points: what lies beyond is drawn at the edge, as an arrow
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One data set with one network: its methods beside cross-entropy.
+
+    Attributes:
+        network, data: their names.
+        runs: those with a record.
+        judged: the methods with two seeds or more.
+        single: the methods with one seed, which are not judged.
+        planned: all runs of the grid.
+    """
+
+    network: str
+    data: str
+    runs: list[Run]
+    judged: Judged
+    single: list[str]
+    planned: list[Run]
+
+    def change(self, method: str, metric: str) -> Contrast | None:
+        """A method minus cross-entropy, with NaN for the interval if one of them has one seed.
+
+        The mean is then over the seeds that both have; None if there is none.
+        """
+        if found := self.judged.against(metric).get(method):
+            return found
+        seeds = {
+            m: {run.seed: run.score(metric) for run in self.runs if run.method == m}
+            for m in ("CE", method)
+        }
+        shared = seeds["CE"].keys() & seeds[method].keys()
+        if not shared:
+            return None
+        mean = np.mean([seeds[method][s] - seeds["CE"][s] for s in shared])
+        return Contrast(method, "CE", float(mean), *[math.nan] * 3)
+
+    def decided(self, metric: str, method: str = "PAT") -> str | None:
+        """The verdict on a method against cross-entropy; None if it is not judged."""
+        found = self.judged.against(metric).get(method)
+        word = found and verdict(found, metric)
+        return None if word == "not judged" else word
+
+
+def compare(
+    records: Path,
+    settings: Mapping[str, str] = SETTINGS,
+    unjudged: Sequence[str] = UNJUDGED,
+    resamples: int = RESAMPLES,
+) -> list[Compared]:
+    """The comparisons of all settings, also those of which nothing was run."""
+    found = []
+    for network, grid in settings.items():
+        for benchmark, planned in by_benchmark(load_runs(GRIDS / grid, records)).items():
+            runs = [run for run in planned if run.record and run.method not in unjudged]
+            methods = by_method(runs)
+            several = [run for run in runs if len(methods[run.method]) > 1]
+            single = [method for method, of in methods.items() if len(of) == 1]
+            judged = Judged(several, resamples=resamples)
+            data = DATASETS[benchmark.dataset].label
+            found.append(Compared(network, data, runs, judged, single, planned))
+    return found
+
+
+def _grouped(compared: Iterable[tuple[Compared, str]]) -> str:
+    """Benchmarks in words, by network: ``for SegNet on CamVid (+6.5) and NYUv2 (+5.4)``."""
+    parts = defaultdict(list)
+    for c, said in compared:
+        parts[c.network].append(f"{c.data} ({said})")
+    return "; ".join(f"for {network} on {listing(names)}" for network, names in parts.items())
+
+
+def _verdicts(compared: Sequence[Compared], metric: str) -> dict[str, list]:
+    """Verdict on PAT -> the benchmarks with it, and PAT minus cross-entropy in points."""
+    found = defaultdict(list)
+    for c in compared:
+        if word := c.decided(metric):
+            found[word].append((c, c.judged.against(metric)["PAT"].mean))
+    return found
+
+
+def _said(compared: Sequence[Compared], metric: str, short: bool = True) -> str:
+    """What PAT does to a score: ``lower on all three of them (−11.4 to −3.5 points)``.
+
+    Args:
+        short: that form, if all verdicts are the same; else benchmark by benchmark.
+    """
+    found = _verdicts(compared, metric)
+    phrases = {
+        "higher": "higher",
+        "lower": "lower",
+        "equal": f"equal within {100 * MARGINS[metric]:.0f} points",
+        "not distinguishable": "not distinguishable",
+    }
+    if short and len(found) == 1:
+        ((word, of),) = found.items()
+        if len(of) > 2:
+            values = sorted(mean for _, mean in of)
+            ends = f"{signed(values[0])} to {signed(values[-1])} points"
+            return f"{phrases[word]} on all {_number(len(of))} of them ({ends})"
+    return "; ".join(
+        f"{phrase} {_grouped((c, signed(mean)) for c, mean in found[word])}"
+        for word, phrase in phrases.items()
+        if word in found
+    )
+
+
+def _number(n: int) -> str:
+    return NUMBERS[n] if n < len(NUMBERS) else str(n)
+
+
+def sentences(compared: Sequence[Compared]) -> list[str]:
+    """Does PAT help rare classes, what does it cost, how sure is that: at most three sentences."""
+    tail = _verdicts(compared, "tail")
+    number = sum(map(len, tail.values()))
+    said = []
+    if not number:
+        said.append("Not decided yet: PAT and cross-entropy have no two seeds on any data set.")
+    else:
+        higher, lower = (len(tail.get(word, [])) for word in ("higher", "lower"))
+        lead = "Yes" if higher == number else "On some data" if higher else "No"
+        lead = "It harms them" if lower == number else lead
+        said.append(
+            f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
+            f" classes (the tail) is {_said(compared, 'tail', short=False)}, in points."
+        )
+        lost = [m for m in ("head", "pixel_accuracy", "miou") if "lower" in _verdicts(compared, m)]
+        lead = "Its price" if lost else "No price is shown"
+        said.append(
+            f"{lead}: the IoU of the commonest third (the head) is {_said(compared, 'head')};"
+            f" pixel accuracy is {_said(compared, 'pixel_accuracy')}; mIoU is"
+            f" {_said(compared, 'miou')}."
+        )
+    said.append(_how_sure(compared))
+    return said
+
+
+def _how_sure(compared: Sequence[Compared]) -> str:
+    parts = []
+    if seeds := [len(of) for c in compared for of in by_method(c.runs).values() if len(of) > 1]:
+        low, high = min(seeds), max(seeds)
+        of_seeds = f"{low} to {high} seeds" if low < high else f"{low} seeds"
+        parts.append(f"95 % intervals over {of_seeds} and over test images")
+    if sizes := [run.planned.settings["image_size"] for c in compared for run in c.runs]:
+        largest = " x ".join(map(str, max(sizes, key=math.prod)))
+        parts.append(f"images of {largest} pixels and less")
+    for network in dict.fromkeys(c.network for c in compared):
+        of_network = [c for c in compared if c.network == network]
+        planned = [run for c in of_network for run in c.planned]
+        done = sum(run.record is not None for run in planned)
+        if done < len(planned):
+            parts.append(f"with {network}, {done} of {len(planned)} runs are done")
+            single = [(c, c.change("PAT", "tail")) for c in of_network if not c.decided("tail")]
+            if said := [f"{c.data} (tail {signed(f.mean)})" for c, f in single if f]:
+                parts[-1] += f", one seed on {listing(said)}, which is not judged"
+    return f"How sure: {'; '.join(parts)}."
+
+
+def choices(compared: Sequence[Compared]) -> list[list[str]]:
+    """Which loss to take: aim and network, loss, its lead over cross-entropy, what ties with it.
+
+    Of the losses that may be the best on every data set (Hsu's comparison with the best),
+    cross-entropy is taken where it is among them, else the one with the highest mean.
+    """
+    rows = []
+    for metric, aim in AIMS.items():
+        for network in dict.fromkeys(c.network for c in compared):
+            of_network = [c for c in compared if c.network == network]
+            best = {c.data: c.judged.may_be_best(metric) for c in of_network}
+            best = {data: methods for data, methods in best.items() if methods}
+            if best:
+                judged = [c for c in of_network if c.data in best]
+                where = f"{aim}, {network.removeprefix('a ')}"
+                rows.append([where, *_choice(judged, best, metric)])
+    return rows
+
+
+def _choice(judged: Sequence[Compared], best: Mapping[str, list[str]], metric: str) -> list[str]:
+    first, *others = best.values()
+    common = [m for m in first if all(m in of for of in others)]
+    if not common:
+        each = "; ".join(f"{data}: {', '.join(methods)}" for data, methods in best.items())
+        return ["depends on the data", "", each]
+    changes = {m: [c.judged.against(metric)[m] for c in judged] for m in common if m != "CE"}
+    if "CE" in common:
+        taken, difference = "CE", "no loss is shown to be higher"
+    else:
+        taken = max(common, key=lambda m: np.mean([c.mean for c in changes[m]]))
+        said = zip(judged, changes[taken], strict=True)
+        difference = "; ".join(f"{c.data} {text(found, metric)}" for c, found in said)
+    ties = [m for m in common if m != taken]
+    return [taken, difference, listing(ties) if ties else "none"]
+
+
+def verdict_counts(study: what_holds.Evidence, short: what_holds.Evidence, claims) -> list[list]:
+    """How many claims have each verdict: the word, by the study's runs, by the short runs."""
+    words = [
+        [what_holds.judge(claim["id"], evidence).word for claim in claims]
+        for evidence in (study, short)
+    ]
+    every = (
+        *(what_holds.HOLDS, what_holds.IN_PART, what_holds.UNDECIDED, what_holds.FAILS),
+        *(what_holds.OPEN, what_holds.UNTESTED),
+    )
+    return [[word, *(str(of.count(word)) for of in words)] for word in every]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"each row must have {len(header)} cells, got {rows}")
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def caption(compared: Sequence[Compared]) -> str:
+    """What the figure shows, and which methods have one seed."""
+    text = (
+        "Each loss minus cross-entropy (CE), in percentage points: mIoU, and the mean IoU of the "
+        "commonest (head) and rarest (tail) third of the classes. Lines: 95 % intervals over seeds "
+        "and test images, which hold together for all losses of a data set."
+    )
+    by_methods = defaultdict(list)
+    for c in compared:
+        if c.single:
+            by_methods[tuple(c.single)].append(f"{c.data} with {c.network}")
+    if by_methods:
+        said = (f"{listing(methods)} on {listing(where)}" for methods, where in by_methods.items())
+        text += f" Hollow, one seed and not judged: {'; '.join(said)}."
+    return text
+
+
+def numbers(compared: Sequence[Compared]) -> str:
+    """What the figure is drawn from, to a tenth of a point: a line for each mark."""
+    lines = []
+    for c in compared:
+        for method in _methods([c]):
+            found = [c.change(method, metric) for metric in METRICS]
+            if all(found):
+                said = "; ".join(text(f, m) for f, m in zip(found, METRICS, strict=True))
+                lines.append(f"{c.data}, {c.network}, {method}: {said}")
+    return "\n".join(lines)
+
+
+def _methods(compared: Sequence[Compared]) -> list[str]:
+    """PAT, then the others in the order of the grids."""
+    every = dict.fromkeys(run.method for c in compared for run in c.runs)
+    every.pop("CE", None)
+    return sorted(every, key=lambda method: method != "PAT")
+
+
+def plot_answer(compared: Sequence[Compared]) -> Figure | None:
+    """Every method minus cross-entropy in mIoU, head and tail: a mark for each data set.
+
+    Returns:
+        The figure, narrow enough to be read on a telephone; None if there is nothing to compare.
+    """
+    marks = {
+        method: [c for c in compared if c.change(method, "miou")] for method in _methods(compared)
+    }
+    marks = {method: of for method, of in marks.items() if of}
+    if not marks:
+        return None
+    data = dict(zip(dict.fromkeys(c.data for c in compared), COLORS, strict=False))
+    shown = dict.fromkeys(c.network for c in compared if any(c in of for of in marks.values()))
+    networks = dict(zip(shown, MARKERS, strict=False))
+    rows = sum(len(of) + 1 for of in marks.values())
+    figure, axes = subplots(1, len(METRICS), 0.125 * rows + 1.25, width=5.4, sharey=True, dpi=150)
+    for axis, (metric, name) in zip(axes[0], METRICS.items(), strict=True):
+        y, middles = 0.0, []
+        for number, (method, of) in enumerate(marks.items()):
+            if number % 2 == 0:
+                axis.axhspan(y - 0.9, y + len(of) - 0.1, color="#f0f0f0", zorder=0, linewidth=0)
+            for c in of:
+                _mark(axis, y, c.change(method, metric), data[c.data], networks[c.network])
+                y += 1
+            middles.append(y - (len(of) + 1) / 2)
+            y += 1
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_title(name, fontsize=10)
+        axis.tick_params(labelsize=9)
+    axes[0, 0].set_yticks(middles, marks)
+    axes[0, 0].get_yticklabels()[0].set_fontweight("bold")
+    axes[0, 0].set_ylim(y - 0.5, -1.2)
+    axes[0, 1].set_xlabel("minus that of CE (percentage points)", fontsize=9)
+    mark = dict(linestyle="", markersize=6)
+    handles = [Line2D([], [], color=c, marker="o", label=d, **mark) for d, c in data.items()]
+    grey = dict(color="#7a7a7a", **mark)
+    handles += [
+        Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items() if n in shown
+    ]
+    if any(c.single for c in compared):
+        handles.append(
+            Line2D([], [], marker="o", markerfacecolor="white", label="one seed", **grey)
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
+    return figure
+
+
+def _mark(axis, y: float, change: Contrast, color: str, marker: str) -> None:
+    low, mean, high = (100 * v for v in (change.low, change.mean, change.high))
+    single = math.isnan(change.low)
+    if abs(mean) > FARTHEST:
+        edge = math.copysign(FARTHEST, mean)
+        arrow = "<" if mean < 0 else ">"
+        axis.plot(edge, y, arrow, color=color, markerfacecolor="white" if single else color)
+        return
+    if not single:
+        ends = np.clip([low, high], -FARTHEST, FARTHEST)
+        axis.hlines(y, *ends, color=color, linewidth=1.4)
+    face = "white" if single else color
+    axis.plot(mean, y, marker, markersize=5, color=color, markerfacecolor=face)

@@ -1,0 +1,171 @@
+"""The first page and the README: they say what the records say, and flipped records other words."""
+
+import importlib
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+from chapters import ROOT, cells, source, stored_glue, tagged
+from fake_runs import fake_record, grid_file
+from figures import first_page as chapter
+from figures import records_folder
+
+from patlib.study.grids import load_grid
+
+METHODS = {"CE": {"loss": "ce"}, "Focal": {"loss": "focal"}, "PAT": {"loss": "pat"}}
+PAGES = {ROOT / "README.md": "book/images/answer.png", ROOT / "book/index.md": "images/answer.png"}
+
+
+@pytest.fixture(scope="module")
+def command():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "book")
+        patch.delitem(__import__("sys").modules, "first_page", raising=False)
+        yield importlib.import_module("first_page")
+
+
+@pytest.fixture(scope="module")
+def now(command):
+    """What the stored records say: the texts, and the comparisons."""
+    return command.parts(records_folder(None))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A function: the comparisons of records in which methods are better than CE by a bonus."""
+
+    def make(bonus, seeds=(0, 1, 2), single=(), datasets=("synthetic",)):
+        records = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        settings = {}
+        for name in datasets:
+            (records / name).mkdir(parents=True)
+            grid = grid_file(records / name, METHODS, seeds=seeds, dataset=name)
+            of = bonus.get(name, bonus)
+            for planned in load_grid(grid):
+                left_out = planned.method in single and planned.settings["seed"] > 0
+                if planned.method in of and not left_out:
+                    fake_record(planned, records, of[planned.method], images=40)
+            settings[f"net {name}"] = str(grid)
+        return chapter.compare(records, settings, resamples=100)
+
+    return make
+
+
+def test_readme_and_first_page_say_what_the_records_say(command, now):
+    texts, _ = now
+    readme, index = (page.read_text() for page in PAGES)
+    run = "run: python book/first_page.py"
+    assert readme == command.fill(readme, texts, "book/images/answer.png"), run
+    with_terms = {**texts, "answer": command.linked(texts["answer"])}
+    assert index == command.fill(index, with_terms, "images/answer.png"), run
+    for name in ("answer", "figure", "choice"):
+        assert all(f"<!-- end of {name} -->" in page for page in (readme, index)), name
+    plain = re.sub(r"\{term\}`([^`<]*) <[^`]*>`", r"\1", index)
+    assert texts["answer"] in readme and texts["answer"] in plain
+    assert texts["answer"].count("\n") <= 2
+
+
+def test_the_figure_carries_the_numbers_of_the_records(command, now):
+    _, compared = now
+    assert command.FIGURE.stat().st_size < 100_000
+    image = PIL.Image.open(command.FIGURE)
+    assert image.text["numbers"] == chapter.numbers(compared), "run: python book/first_page.py"
+
+
+def test_no_table_of_the_two_pages_has_more_than_five_columns():
+    for page in PAGES:
+        rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+        assert rows and max(len(re.findall(r"(?<!\\)\|", row)) for row in rows) <= 6, page
+
+
+def test_claims_are_counted_as_in_their_chapter(now):
+    texts, _ = now
+    (given,) = (source(c) for c in cells("what_holds") if tagged(c, "parameters"))
+    assert f"grids: list = {chapter.STUDY}".replace("'", '"') in given
+    assert f"short: list = {chapter.SHORT}".replace("'", '"') in given
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in texts["claims"].splitlines()]
+    counts = {word: numbers for word, *numbers in rows[2:]}
+    glued = stored_glue("what_holds")
+    for column, key in enumerate(("what-holds-answer", "what-holds-short")):
+        total, holds, in_part, unclear, fails, rest = map(int, re.findall(r"\d+", glued[key]))
+        words = ("holds", "holds in part", "not shown", "does not hold")
+        assert [int(counts[w][column]) for w in words] == [holds, in_part, unclear, fails]
+        assert (
+            int(counts["still to run"][column]) + int(counts["cannot be tested here"][column])
+            == rest
+        )
+        assert total == len(chapter.what_holds.load_claims(ROOT / "study/claims.yaml"))
+
+
+def test_flipped_records_change_the_words(study):
+    better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
+    answer, price, _ = chapter.sentences(better)
+    assert answer.startswith("Yes: ") and "is higher for net synthetic on" in answer
+    assert price.startswith("No price is shown: ")
+    answer, price, _ = chapter.sentences(worse)
+    assert answer.startswith("It harms them: ") and "is lower for" in answer
+    assert price.startswith("Its price: ")
+    mixed = study(
+        {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},
+        datasets=("synthetic", "camvid"),
+    )
+    assert chapter.sentences(mixed)[0].startswith("On some data: ")
+    same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)))
+    assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
+    assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 3
+    assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3
+    assert chapter.numbers(better) != chapter.numbers(worse)
+
+
+def test_the_same_on_several_data_sets_is_said_once(study):
+    three = study({"CE": 0.1, "PAT": 0.0}, datasets=("synthetic", "camvid", "nyuv2"))
+    answer, price, _ = chapter.sentences(three)
+    assert "lower on all three of them (−" in price and "on all three" not in answer
+    differs = study(
+        {"synthetic": {"CE": 0.1, "PAT": 0.0}, "camvid": {"CE": 0.0, "PAT": 0.1}},
+        datasets=("synthetic", "camvid"),
+    )
+    best = chapter.choices(differs)
+    assert len(best) == 6 and {row[1] for row in best} == {"CE", "PAT"}  # by network
+
+
+def test_one_seed_is_not_judged_and_named(study):
+    one = study({"CE": 0.0, "PAT": 0.1}, seeds=[0])
+    answer, sure = chapter.sentences(one)
+    assert answer.startswith("Not decided yet") and chapter.choices(one) == []
+    assert "2 of 3 runs are done, one seed on " in sure and "(tail +" in sure
+    assert "Hollow, one seed and not judged: CE and PAT on" in chapter.caption(one)
+    some = study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"])
+    assert "not judged: Focal on" in chapter.caption(some)
+    assert chapter.sentences(some)[0].startswith("Yes")
+    (row,) = [row for row in chapter.choices(some) if row[0].startswith("mIoU")]
+    assert row[1:] == ["PAT", row[2], "none"]  # Focal may be as good, and is not judged
+    change = {m: some[0].change(m, "tail") for m in ("PAT", "Focal")}
+    assert np.isfinite(change["PAT"].low) and np.isnan(change["Focal"].low)
+    by_seed = {r.method: r.score("tail") for r in some[0].runs if r.seed == 0}
+    assert change["Focal"].mean == pytest.approx(by_seed["Focal"] - by_seed["CE"])
+
+
+def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_several(study):
+    def marks(compared):
+        (axis, *_) = chapter.plot_answer(compared).axes
+        points = [line for line in axis.lines if line.get_marker() in (*chapter.MARKERS, "<", ">")]
+        return [p.get_markerfacecolor() for p in points], len(axis.collections)
+
+    faces, lines = marks(study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"]))
+    assert faces[0] != "white" and faces[1] == "white" and lines == 1
+    faces, _ = marks(study({"CE": 0.3, "PAT": 0.0}))  # beyond the edge
+    assert len(faces) == 1
+    assert chapter.plot_answer(study({"PAT": 0.1})) is None
+
+
+def test_rows_of_a_table_fit_its_header():
+    assert chapter.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    with pytest.raises(ValueError, match="each row must have 2 cells"):
+        chapter.markdown(["a", "b"], [["1"]])
+
+
+def test_nothing_was_run(study):
+    assert chapter.sentences(study({}))[0].startswith("Not decided yet")
+    assert chapter.choices(study({})) == []
