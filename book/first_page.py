@@ -34,7 +34,9 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
         for grids in (first_page.STUDY, first_page.SHORT)
     )
     texts = {
-        "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),
+        "answer": "\n".join(
+            f"- {said}" for said in first_page.sentences(compared, first_page.longer_runs(records))
+        ),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
         "claims": first_page.markdown(CLAIMS, first_page.verdict_counts(study, short, claims)),

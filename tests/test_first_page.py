@@ -1,6 +1,7 @@
 """The first page and the README: they say what the records say, and flipped records other words."""
 
 import importlib
+import json
 import re
 
 import numpy as np
@@ -100,18 +101,18 @@ def test_claims_are_counted_as_in_their_chapter(now):
 
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
-    answer, price, _ = chapter.sentences(better)
+    answer, price, _ = chapter.sentences(better, {})
     assert answer.startswith("Yes: ") and "is higher for net synthetic on" in answer
     assert price.startswith("No price is shown: ")
-    answer, price, _ = chapter.sentences(worse)
+    answer, price, _ = chapter.sentences(worse, {})
     assert answer.startswith("It harms them: ") and "is lower for" in answer
     assert price.startswith("Its price: ")
     mixed = study(
         {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},
         datasets=("synthetic", "camvid"),
     )
-    assert chapter.sentences(mixed)[0].startswith("On some data: ")
-    same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)))
+    assert chapter.sentences(mixed, {})[0].startswith("On some data: ")
+    same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)), {})
     assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
     assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 3
     assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3
@@ -120,7 +121,7 @@ def test_flipped_records_change_the_words(study):
 
 def test_the_same_on_several_data_sets_is_said_once(study):
     three = study({"CE": 0.1, "PAT": 0.0}, datasets=("synthetic", "camvid", "nyuv2"))
-    answer, price, _ = chapter.sentences(three)
+    answer, price, _ = chapter.sentences(three, {})
     assert "lower on all three of them (−" in price and "on all three" not in answer
     differs = study(
         {"synthetic": {"CE": 0.1, "PAT": 0.0}, "camvid": {"CE": 0.0, "PAT": 0.1}},
@@ -132,13 +133,13 @@ def test_the_same_on_several_data_sets_is_said_once(study):
 
 def test_one_seed_is_not_judged_and_named(study):
     one = study({"CE": 0.0, "PAT": 0.1}, seeds=[0])
-    answer, sure = chapter.sentences(one)
+    answer, sure = chapter.sentences(one, {})
     assert answer.startswith("Not decided yet") and chapter.choices(one) == []
     assert "2 of 3 runs are done, one seed on " in sure and "(tail +" in sure
     assert "Hollow, one seed and not judged: CE and PAT on" in chapter.caption(one)
     some = study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"])
     assert "not judged: Focal on" in chapter.caption(some)
-    assert chapter.sentences(some)[0].startswith("Yes")
+    assert chapter.sentences(some, {})[0].startswith("Yes")
     (row,) = [row for row in chapter.choices(some) if row[0].startswith("mIoU")]
     assert row[1:] == ["PAT", row[2], "none"]  # Focal may be as good, and is not judged
     change = {m: some[0].change(m, "tail") for m in ("PAT", "Focal")}
@@ -167,5 +168,34 @@ def test_rows_of_a_table_fit_its_header():
 
 
 def test_nothing_was_run(study):
-    assert chapter.sentences(study({}))[0].startswith("Not decided yet")
+    assert chapter.sentences(study({}), {})[0].startswith("Not decided yet")
     assert chapter.choices(study({})) == []
+
+
+def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
+    compared = study({"CE": 0.0, "PAT": 0.2})  # of 1 epoch
+    monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", 100))
+    sure = chapter.sentences(compared, {"CamVid": -0.012, "NYUv2": 0.03})[-1]
+    (epochs,) = {run.planned.settings["epochs"] for run in compared[0].runs}
+    assert (
+        f"the runs of net synthetic are short, {epochs} epochs: in runs of 100, one seed, the "
+        "gain in the tail is \u22121.2 on CamVid and +3.0 on NYUv2"
+    ) in sure
+    assert "short" not in chapter.sentences(compared, {})[-1]
+    monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", epochs))
+    assert "short" not in chapter.sentences(compared, {"CamVid": -0.012})[-1]
+
+
+def test_longer_runs_are_those_of_the_grid():
+    """From the JSON files alone."""
+    network, grid, epochs = chapter.LONGER
+    expected = {}
+    for planned in load_grid(ROOT / "study" / "grids" / grid):
+        path = records_folder(None) / f"{planned.name}.json"
+        if planned.settings["epochs"] == epochs and path.is_file():
+            tail = json.loads(path.read_text())["result"]["test"]["tail"]
+            name = {"camvid": "CamVid", "nyuv2": "NYUv2"}[planned.settings["dataset"]]
+            sign = 1 if planned.settings["loss"] == "pat" else -1
+            expected[name] = expected.get(name, 0) + sign * tail
+    assert chapter.longer_runs(records_folder(None)) == pytest.approx(expected)
+    assert network in chapter.SETTINGS and expected
