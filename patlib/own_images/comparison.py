@@ -422,10 +422,10 @@ def _what_would_decide(found: Comparison, open_: Sequence[Difference]) -> list[s
     equal = [method for method, number in needed.items() if not number]
     said = []
     if decidable:
-        each = listing([f"from {method} {number}" for method, number in decidable.items()])
+        each = listing([f"{number} from {method}" for method, number in decidable.items()])
         said.append(
-            f"If the differences stay as they are, more seeds would tell it apart, {each} seeds in "
-            f"all: {_how_to_add(found, max(decidable.values()))}."
+            "If the differences stay as they are, so many seeds in all would tell it from others: "
+            f"{each}; {_how_to_add(found, max(decidable.values()))}."
         )
     if equal:
         images = found.counts(found.best).shape[1]

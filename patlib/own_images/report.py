@@ -55,7 +55,7 @@ table { margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 td { white-space: nowrap; } td:nth-child(3) { white-space: normal; min-width: 9rem; }
-@media (max-width: 40rem) { .wide::before { content: "scroll sideways \2192"; color: #595959;
+@media (max-width: 40rem) { .wide::before { content: "scroll sideways →"; color: #595959;
   font-size: .8rem; position: sticky; left: 0; } }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; }
