@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from patlib.losses import ce_loss, focal_loss
+from patlib.models import build_model
 from patlib.released import (
     RELEASED_LOSSES,
     build_run_loss,
@@ -25,6 +26,7 @@ from patlib.released import (
     released_miou,
     released_miou_from_confusion,
 )
+from patlib.seeds import seeded
 
 CASES = json.loads((Path(__file__).parent / "data/released_code_oracle.json").read_text())
 each_case = pytest.mark.parametrize("case", CASES, ids=["4 classes", "3 classes"])
@@ -274,6 +276,22 @@ def test_build_run_loss():
     ):
         with pytest.raises(ValueError, match=match):
             build_run_loss(name, 3, **params)
+
+
+def test_rectified_logits_of_segnet():
+    images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    both = []
+    for rectified in (False, True):
+        with seeded(0):
+            both.append(build_model("segnet", 4, width=2, stages=2, rectified=rectified))
+    plain, net = both
+    assert plain.state_dict().keys() < net.state_dict().keys()
+    assert len(list(net.parameters())) == len(list(plain.parameters())) + 2  # of a batch norm
+    x = plain(images)  # in training mode: statistics of the batch
+    std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(net(images), ((x - mean) / std).clamp_min(0), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="rectified must be one of True, False, got 1"):
+        build_model("segnet", 4, rectified=1)
 
 
 @pytest.mark.parametrize("module", [losses, miou])
