@@ -195,6 +195,19 @@ def test_words_of_the_gain_and_its_shares_follow_the_records(study):
     assert chapter.gain_words([]).startswith("No run")
 
 
+def test_classes_that_rectified_logits_lose_are_named(study):
+    text, code = study(AS_EXPECTED, leave_out=["PAT, ReLU"])
+    assert chapter.lost_words(text, code).endswith(
+        "without: CE on CamVid: none; CE on NYUv2: none."
+    )
+    for run in code:
+        if run.method == "CE, ReLU" and run.benchmark.dataset == "nyuv2":
+            run.record.result["test"]["iou"][2] = 0.004
+            run.record.result["test"]["iou"][3] = 0.004 if run.seed else 0.006
+    assert "CE on NYUv2: ceiling." in chapter.lost_words(text, code)
+    assert chapter.lost_words(text, []) == ""
+
+
 def test_verdicts_on_the_expectations_follow_the_records(study):
     resized = [["CamVid, 9x9", "2.0", "", "", ""]]
 

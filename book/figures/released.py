@@ -37,6 +37,7 @@ MARKS = {"camvid": "o", "nyuv2": "D", "oxford_pet": "s"}
 # The paper's balanced softmax keeps so much of the mIoU of cross-entropy, at most, and what the
 # loss of Ren et al. must keep (PROTOCOL.md).
 COLLAPSED, SOUND = 0.68, 0.85
+LOST = 0.005  # IoU of a class that is hardly ever found
 
 POINTS = {
     "measure": "mIoU of 3 classes, by batch",
@@ -436,6 +437,33 @@ def moved_words(runs: Iterable[Run]) -> str:
     return (
         "With the shift of the logits by τ log π that validation chooses, the same networks "
         f"reach {listing(found)}."
+    )
+
+
+def lost_words(text: Iterable[Run], code: Iterable[Run]) -> str:
+    """Classes that rectified logits lose: IoU below ``LOST`` in every run, without them in none."""
+    found = []
+    for method in ("CE", "PAT"):
+        ious: dict[tuple[str, bool], list] = {}
+        names = {}
+        for run in (*text, *code):
+            rectified = run.method == f"{method}, ReLU"
+            if run.record and (rectified or run.method == method):
+                dataset = run.benchmark.dataset
+                names[dataset] = run.record.result["class_names"]
+                iou = np.array(run.record.result["test"]["iou"], float)
+                ious.setdefault((dataset, rectified), []).append(iou)
+        for dataset, classes in names.items():
+            with_relu, without = (ious.get((dataset, rectified)) for rectified in (True, False))
+            if with_relu and without:
+                lost = (np.max(with_relu, 0) < LOST) & (np.min(without, 0) >= LOST)
+                words = listing([classes[c] for c in lost.nonzero()[0]]) if lost.any() else "none"
+                found.append(f"{method} on {DATASETS[dataset].label}: {words}")
+    if not found:
+        return ""
+    return (
+        f"Classes of an IoU below {100 * LOST:g} % in every run with ReLU, and in none without: "
+        f"{'; '.join(found)}."
     )
 
 

@@ -159,7 +159,9 @@ def released_ldam(
 
 
 def released_blv(logits: Tensor, target: Tensor, sigma: float = 0.5) -> Tensor:
-    """Released BLV: mean over pixels of the cross-entropy of x_c + |clamp(δ, -1, 1)| · f_c / max f.
+    """Released BLV: mean over pixels of the cross-entropy of varied logits::
+
+        x_c + |clamp(δ, -1, 1)| · f_c / max f
 
     f_c = log n_c, with n_c the pixels of class c in the batch: the more frequent the class, the
     more its logits vary. Wang et al. take f_c = log Σ n - log n_c, by which rare classes vary most
