@@ -244,6 +244,13 @@ def test_bilinear_labels():
     assert entry["bilinear"]["miou"] == pytest.approx((1 + 16 / 20) / 2)
 
 
+def test_neighbours_in_training_of_the_random_split():
+    # Both neighbours of a frame are outside of the 80 % with a probability of about 0.2²; the
+    # split is that which runs have: 145 test frames.
+    share = chapter.neighbours_in_training()
+    assert (145 * share) == pytest.approx(round(145 * share)) and 0.9 < share < 1
+
+
 def test_stored_record_of_bilinear_labels():
     record = json.loads(chapter.RESIZED.read_text())
     for entries in record["datasets"].values():

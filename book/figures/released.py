@@ -18,6 +18,8 @@ from scipy import stats
 
 from figures import ROOT
 from patlib.data import DATASETS
+from patlib.data.dataset import Sample, cut_80_10_10
+from patlib.data.nyuv2 import NUM_FRAMES
 from patlib.metrics import class_groups
 from patlib.plots.panels import subplots
 from patlib.study.paper import paper_number
@@ -465,6 +467,14 @@ def lost_words(text: Iterable[Run], code: Iterable[Run]) -> str:
         f"Classes of an IoU below {100 * LOST:g} % in every run with ReLU, and in none without: "
         f"{'; '.join(found)}."
     )
+
+
+def neighbours_in_training() -> float:
+    """Share of NYUv2's test frames whose frame before or after is trained on, in a random split."""
+    frames = [Sample(f"{frame:04d}", None, None) for frame in range(1, NUM_FRAMES + 1)]
+    parts = {split: {int(s.id) for s in samples} for split, samples in cut_80_10_10(frames).items()}
+    beside = [{frame - 1, frame + 1} & parts["train"] for frame in parts["test"]]
+    return sum(map(bool, beside)) / len(beside)
 
 
 def resized_rows(path=RESIZED) -> list[list[str]]:
