@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -186,11 +187,13 @@ def test_words_of_the_gain_and_its_shares_follow_the_records(study):
     )
     assert "raised by random split (+8.0)" in said
     assert "lowered by PAT without 1/S (inap) (−12.0)" in said
+    assert re.search(r" and left within its interval by \d of the \d points\.$", said)
     calm = {**AS_EXPECTED, "inap": 0.32, "ina": 0.32}
     _, _, rows = words(study(calm))
     unchanged = [row for row in rows if row[0] not in ("mIoU of 3 classes, by batch",)]
     assert chapter.gain_words(unchanged).endswith(
-        "here no point that was run changes it beyond the interval over seeds."
+        f"here none of the {sum(row[1] == chapter.PAIR for row in unchanged)} points that were run "
+        "changes it beyond its interval."
     )
     assert chapter.gain_words([]).startswith("No run")
 

@@ -396,10 +396,10 @@ def gain_words(rows: Sequence[tuple]) -> str:
 
     parts = [f"it is raised by {named(up)}"] if up else []
     parts += [f"{'' if up else 'it is '}lowered by {named(down)}"] if down else []
-    if others:
-        unseen = f"{others} of the {len(on_pair)} points that were run" if parts else "no point"
-        change = "do not change it" if parts else "that was run changes it"
-        parts.append(f"{unseen} {change} beyond the interval over seeds")
+    if others and parts:
+        parts.append(f"left within its interval by {others} of the {len(on_pair)} points")
+    elif others:
+        parts = [f"none of the {others} points that were run changes it beyond its interval"]
     return (
         f"The paper's PAT is {gain:.1f} points of mIoU above its CE on NYUv2: here "
         f"{listing(parts)}."
