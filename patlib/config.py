@@ -14,6 +14,7 @@ changed defaults:
 import dataclasses
 import inspect
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +26,17 @@ from patlib.checks import check_choice, check_integer, check_number
 from patlib.data import DATASETS, SAMPLERS, SegmentationDataset, Synthetic, check_data_params
 from patlib.data.dataset import SPLIT_SCHEMES, VOID_MODES
 from patlib.data.images import check_image_size
-from patlib.losses import LOSSES, build_loss
+from patlib.losses import LOSSES
 from patlib.models import MODELS, build_model
+from patlib.released import RELEASED_LOSSES, build_run_loss
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("flip", "flip_scale_crop")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto")
 DEVICES = ("auto", "cpu", "cuda")
+
+# A view, so that a loss that is added to LOSSES is one of a run, too.
+RUN_LOSSES = ChainMap(LOSSES, RELEASED_LOSSES)
 
 # What training gives to every loss itself.
 GIVEN_TO_LOSSES = (
@@ -76,7 +81,9 @@ class RunConfig:
         image_size: (H, W) in pixels; None takes the paper's size for the data set
             (``"folder"``: the one in its ``classes.yaml``).
         loss: ``"ce"``, ``"focal"``, ``"cb"``, ``"cb_focal"``, ``"bms"``, ``"ldam"``, ``"blv"``,
-            ``"pat"``, ``"dice"``, ``"jaccard"``, ``"tversky"``, ``"lovasz"`` or ``"mix"``.
+            ``"pat"``, ``"dice"``, ``"jaccard"``, ``"tversky"``, ``"lovasz"`` or ``"mix"``; or, to
+            measure what the paper's released code does, one of
+            ``patlib.released.RELEASED_LOSSES``.
         loss_params: parameters of the loss, such as ``{"temperature": 20.0}``.
         model: ``"segnet"``, ``"unet"``, ``"attention_unet"`` or ``"unetplusplus"``.
         model_params: parameters of the model, such as ``{"width": 32}``.
@@ -164,7 +171,7 @@ class RunConfig:
             )
         check_choice("split_scheme", self.split_scheme, SPLIT_SCHEMES)
         check_choice("void", self.void, VOID_MODES)
-        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("loss", self.loss, (*LOSSES, *RELEASED_LOSSES))
         check_choice("model", self.model, tuple(MODELS))
         for param in self.loss_params:
             if param in GIVEN_TO_LOSSES:
@@ -266,7 +273,7 @@ def _check_loss_params(loss: str, params: Mapping[str, Any]) -> None:
     ]
     num_classes = max(lengths, default=0) or 2
     ones = torch.ones(num_classes)
-    build_loss(loss, num_classes, class_counts=ones, class_images=ones, num_images=1, **params)
+    build_run_loss(loss, num_classes, class_counts=ones, class_images=ones, num_images=1, **params)
 
 
 _checked_models: set[tuple[Callable, str]] = set()
@@ -285,7 +292,7 @@ def _check_model_params(model: str, params: Mapping[str, Any]) -> None:
 # arguments are no parameters of a run.
 _PARAMETERS: dict[str, tuple[str, Mapping[str, Callable], tuple[str, ...]]] = {
     "data_params": ("dataset", DATASETS, tuple(inspect.signature(SegmentationDataset).parameters)),
-    "loss_params": ("loss", LOSSES, GIVEN_TO_LOSSES),
+    "loss_params": ("loss", RUN_LOSSES, GIVEN_TO_LOSSES),
     "model_params": ("model", MODELS, GIVEN_TO_LOSSES),
 }
 

@@ -31,7 +31,7 @@ from patlib.data import SegmentationDataset, build_dataset, class_sizes, load_ar
 from patlib.data.dataset import SPLITS
 from patlib.evaluation import Evaluation, choose_shifts, evaluate, smallest_unsigned
 from patlib.files import make_folder, remove_unfinished, write_text
-from patlib.losses import SegmentationLoss, build_loss
+from patlib.losses import SegmentationLoss
 from patlib.metrics import SegmentationMetrics, score_groups
 from patlib.models import build_model
 from patlib.own import check_logits, check_own, decode_datasets, fingerprint_model, own_name
@@ -47,6 +47,7 @@ from patlib.records import (
     run_and_data,
     save_images,
 )
+from patlib.released import build_run_loss
 from patlib.seeds import mix_seed, seeded
 
 NUM_PREDICTIONS = 8  # label maps of test images that a run keeps
@@ -521,7 +522,7 @@ def loss_of_run(config: RunConfig, sizes: Tensor, **options: Any) -> Segmentatio
         sizes: valid pixels of each class in each training image, (N, L).
         options: such as ``reduction``.
     """
-    return build_loss(
+    return build_run_loss(
         config.loss,
         num_classes=sizes.shape[1],
         class_counts=sizes.sum(0),

@@ -110,7 +110,12 @@ def test_settings_name_the_parameters_that_were_left_out():
         presence_exponent=0.0,
         deferred=None,
     )
-    model_params = {"width": 32, "stages": 5, "normalized_classifier": False}
+    model_params = {
+        "width": 32,
+        "stages": 5,
+        "normalized_classifier": False,
+        "rectified": False,
+    }
     assert settings["model_params"] == model_params
     assert settings["data_params"]["num_classes"] == 8
     assert RunConfig(**settings).settings() == settings

@@ -131,7 +131,8 @@ def test_paper_scale(cells):
         for cell in cells[file]:
             settings = cell.settings
             assert (settings["epochs"], settings["batch_size"]) == (100, 16)
-            model = {"segnet": {"width": 32, "stages": 4}, "attention_unet": {"width": 32}}
+            segnet = {"width": 32, "stages": 4, "rectified": False}
+            model = {"segnet": segnet, "attention_unet": {"width": 32}}
             unets = {"encoder": "resnet18", "encoder_weights": None, "decoder_channels": None}
             expected = {**model.get(settings["model"], unets), "normalized_classifier": False}
             assert settings["model_params"] == expected

@@ -1,4 +1,4 @@
-"""The released code's formulas against what that code gave, and against sklearn."""
+"""The released code's losses and mIoU against what that code gave, NumPy and sklearn."""
 
 import doctest
 import json
@@ -10,8 +10,23 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from patlib import released
-from patlib.released import pat_ina, pat_inap, released_miou, released_miou_from_confusion
+from patlib.losses import ce_loss, focal_loss
+from patlib.models import build_model
+from patlib.released import (
+    RELEASED_LOSSES,
+    build_run_loss,
+    losses,
+    miou,
+    pat_ina,
+    pat_inap,
+    released_blv,
+    released_bms,
+    released_cb,
+    released_ldam,
+    released_miou,
+    released_miou_from_confusion,
+)
+from patlib.seeds import seeded
 
 CASES = json.loads((Path(__file__).parent / "data/released_code_oracle.json").read_text())
 each_case = pytest.mark.parametrize("case", CASES, ids=["4 classes", "3 classes"])
@@ -156,6 +171,130 @@ def test_miou_checks_its_input():
         released_miou_from_confusion(torch.eye(3).long(), 4)
 
 
-def test_docstring_examples():
-    result = doctest.testmod(released)
+ORACLE = {
+    "cross_entropy": (ce_loss, {}),
+    "class_balanced": (released_cb, {}),
+    "cb_focal_gamma2": (released_cb, {"gamma": 2.0}),
+    "balanced_softmax": (released_bms, {}),
+    # The released margins are rounded to float32.
+    "ldam_m0.5_s30": (released_ldam, {"max_margin": 0.5, "scale": 30.0}),
+}
+
+
+@each_case
+@pytest.mark.parametrize("name", ORACLE)
+def test_loss_is_the_released_one(case, name):
+    logits, target, expected = load(case)
+    loss, params = ORACLE[name]
+    value = loss(logits, target, **params)
+    value.backward()
+    rounded = name.startswith("ldam")
+    np.testing.assert_allclose(
+        value.item(), expected[name]["loss"], rtol=1e-7 if rounded else 1e-12
+    )
+    np.testing.assert_allclose(
+        logits.grad, expected[name]["grad"], rtol=1e-9, atol=2e-7 if rounded else 1e-12
+    )
+
+
+@each_case
+def test_released_focal_is_ours_over_the_number_of_classes(case):
+    logits, target, expected = load(case)
+    value = focal_loss(logits, target, gamma=2.0) / logits.shape[1]
+    assert value.item() == pytest.approx(expected["focal_gamma2"]["loss"], rel=1e-12)
+
+
+@each_case
+def test_released_blv_varies_frequent_classes_most(case):
+    logits, target, _ = load(case)
+    torch.testing.assert_close(released_blv(logits, target, sigma=0.0), ce_loss(logits, target))
+    # The formula in NumPy, with the numbers that PyTorch draws.
+    torch.manual_seed(5)
+    drawn = (0.5 * torch.randn_like(logits)).numpy()
+    counts = np.bincount(target.flatten(), minlength=logits.shape[1])
+    f = np.log(np.maximum(counts, 1))
+    share = (f / f.max()).reshape(1, -1, 1, 1)
+    x = logits.detach().numpy() + np.minimum(np.abs(drawn), 1) * share
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    reference = -np.take_along_axis(log_p, target.numpy()[:, None], 1).mean()
+    torch.manual_seed(5)
+    assert released_blv(logits, target, sigma=0.5).item() == pytest.approx(reference, rel=1e-12)
+    assert share.argmax() == counts.argmax()
+
+
+FUNCTIONS = {
+    "released_bms": released_bms,
+    "released_cb": released_cb,
+    "released_ldam": released_ldam,
+    "released_blv": released_blv,
+    "released_inap": pat_inap,
+    "released_ina": pat_ina,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED_LOSSES)
+def test_module_leaves_ignored_pixels_out(name):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 5, 6, 7, generator=generator, requires_grad=True)
+    target = torch.randint(4, (2, 6, 7), generator=generator)  # class 4 is absent
+    target[0, :3] = 255
+    module = build_run_loss(name, num_classes=5, class_counts=torch.ones(5))
+    torch.manual_seed(0)
+    loss = module(logits, target)
+    loss.backward()
+    assert loss.dtype == torch.float32 and logits.grad.isfinite().all()
+    assert not logits.grad[0, :, :3].any() and logits.grad[1].any()
+    valid = target != 255
+    torch.manual_seed(0)
+    expected = FUNCTIONS[name](logits.detach().permute(0, 2, 3, 1)[valid], target[valid])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    nothing = module(logits, torch.full_like(target, 255))
+    assert nothing.item() == 0
+    with pytest.raises(ValueError, match="5 classes"):
+        module(logits[:, :4], target)
+
+
+def test_released_bms_of_large_logits_is_finite():
+    logits = torch.full((1, 2, 1, 4), 100.0, requires_grad=True)  # exp(100) leaves float32
+    target = torch.tensor([[[0, 0, 0, 1]]])
+    loss = released_bms(logits, target)
+    assert 3e38 < released_bms(logits.double(), target) < 1e45
+    assert loss.dtype == torch.float32
+
+
+def test_build_run_loss():
+    assert build_run_loss("released_cb", 3, gamma=2.0).gamma == 2
+    assert type(build_run_loss("ce", 3)).__name__ == "CELoss"
+    with pytest.raises(ValueError, match=r"loss 'released_bms' .*temperature"):
+        build_run_loss("released_bms", 3, temperature=2.0)
+    for name, params, match in (
+        ("released_cb", {"gamma": -1}, "gamma must be"),
+        ("released_ldam", {"scale": 0}, "scale must be"),
+        ("released_ldam", {"max_margin": -1}, "max_margin must be"),
+        ("released_blv", {"sigma": math.nan}, "sigma must be"),
+        ("released_inap", {"tau": 0}, "tau must be"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            build_run_loss(name, 3, **params)
+
+
+def test_rectified_logits_of_segnet():
+    images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    both = []
+    for rectified in (False, True):
+        with seeded(0):
+            both.append(build_model("segnet", 4, width=2, stages=2, rectified=rectified))
+    plain, net = both
+    assert plain.state_dict().keys() < net.state_dict().keys()
+    assert len(list(net.parameters())) == len(list(plain.parameters())) + 2  # of a batch norm
+    x = plain(images)  # in training mode: statistics of the batch
+    std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(net(images), ((x - mean) / std).clamp_min(0), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="rectified must be one of True, False, got 1"):
+        build_model("segnet", 4, rectified=1)
+
+
+@pytest.mark.parametrize("module", [losses, miou])
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patlib.checks import check_integer
+from patlib.checks import check_choice, check_integer
 from patlib.models.layers import (
     MOST_CHANNELS,
     check_images,
@@ -41,6 +41,8 @@ class SegNet(nn.Module):
         stages: how many of the five stages, 1 to 5.
         normalized_classifier: whether the classifier is a :class:`NormalizedConv2d`, so that the
             logits are cosines in [-1, 1]: for losses that scale them, such as LDAM.
+        rectified: whether batch norm and ReLU follow the classifier, as in the code released with
+            PAT: only to measure what they do.
 
     Shape:
         images: floating point (B, 3, H, W) in [0, 1], H and W at least 32.
@@ -58,6 +60,7 @@ class SegNet(nn.Module):
         width: int = 32,
         stages: int = 5,
         normalized_classifier: bool = False,
+        rectified: bool = False,
     ):
         super().__init__()
         check_integer("num_classes", num_classes, minimum=1, maximum=MOST_CHANNELS)
@@ -70,6 +73,10 @@ class SegNet(nn.Module):
         self.decoder = nn.ModuleList(conv_bn_relu(*[c] * n, b) for b, c, n in reversed(plan[1:]))
         self.decoder.append(conv_bn_relu(width, width))
         self.classifier = classifier(width, num_classes, 3, normalized_classifier)
+        check_choice("rectified", rectified, (True, False))
+        self.rectifier = (
+            nn.Sequential(nn.BatchNorm2d(num_classes), nn.ReLU()) if rectified else nn.Identity()
+        )
         initialise(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -81,4 +88,4 @@ class SegNet(nn.Module):
             indices.append(where)
         for stage in self.decoder:
             x = stage(F.max_unpool2d(x, indices.pop(), 2))
-        return crop_logits(self.classifier(x), height, width)
+        return crop_logits(self.rectifier(self.classifier(x)), height, width)

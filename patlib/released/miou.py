@@ -1,76 +1,12 @@
-"""What the authors' released code computes where it differs from the paper, in our own words.
-
-The code that was released for "PAT: Pixel-wise Adaptive Training for Long-tailed Segmentation"
-(version 4, arXiv 2404.05393) trains with another loss than Eq. (4) and (5), and measures another
-mIoU than the usual one. Both are here so that its numbers can be understood; neither is meant for
-new work. For the loss of the paper see `patlib.losses.pat_loss`.
-"""
+"""mIoU as the released code measures it."""
 
 import torch
 from torch import Tensor
 
-from patlib.checks import check_integer, check_number
-from patlib.losses._checks import check_batch
-from patlib.losses._formula import computed_in, true_class_log_prob
+from patlib.checks import check_integer
 
 # Added to intersection and union of each class.
 _SMOOTHING = 1e-10
-
-
-def pat_inap(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
-    """Released PAT, variant "inap": mean over B·L·H·W of -log p · w, w = 1 / (2 exp(p - 1)).
-
-    p is the probability of the pixel's true class under softmax(logits / τ). Beside Eq. (4) and
-    (5): nothing is divided by the class size S; T of Eq. (5) is missing, τ divides the logits
-    instead; and the mean over the one-hot target's L channels makes the loss L times smaller than
-    a mean over pixels. The gradient flows through w. w lies in [0.5, 1.36].
-
-    Args:
-        logits: `(B, L, *spatial)`, any floating type; half and bfloat16 are computed in float32.
-        target: `(B, *spatial)`, int64, 0 ... L-1. The released code has no ignored pixels: void is
-            a class (data loaded with `void="class"`), and 255 is refused.
-        tau: τ > 0, divides the logits.
-
-    Raises:
-        ValueError: τ not positive or not finite; shapes, types or labels other than these.
-
-    >>> logits = torch.zeros(1, 2, 1, 1)
-    >>> target = torch.zeros(1, 1, 1, dtype=torch.int64)
-    >>> round(pat_inap(logits, target).item(), 4)  # log 2 / (2 exp(-1/2)) / 2
-    0.2857
-    """
-    return _released_pat(logits, target, tau, times_classes=False)
-
-
-def pat_ina(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
-    """Released PAT, variant "ina": as `pat_inap`, with w = 1 / (2 exp(L (p - 1))).
-
-    L is the number of classes, so that w lies in [0.5, exp(L) / 2]: with 19 classes a pixel of
-    p = 0 weighs 178 million times one of p = 1.
-
-    Args, Raises: as `pat_inap`.
-
-    >>> logits = torch.zeros(1, 2, 1, 1)
-    >>> target = torch.zeros(1, 1, 1, dtype=torch.int64)
-    >>> round(pat_ina(logits, target).item(), 4)  # log 2 / (2 exp(-1)) / 2
-    0.471
-    """
-    return _released_pat(logits, target, tau, times_classes=True)
-
-
-def _released_pat(logits: Tensor, target: Tensor, tau: float, times_classes: bool) -> Tensor:
-    tau = check_number("tau", tau, above=0)
-    check_batch(logits, target, ignore_index=255, reduction="mean")
-    if (target == 255).any():
-        raise ValueError(
-            "target has ignored pixels (255), which the released code does not know: load the "
-            'data with void="class"'
-        )
-    logits = logits.to(computed_in(logits))
-    log_p = true_class_log_prob(logits / tau, target, ignore_index=255)
-    exponent = logits.shape[1] if times_classes else 1
-    w = 1 / (2 * torch.exp(exponent * (log_p.exp() - 1)))
-    return (w * -log_p).sum() / max(logits.numel(), 1)
 
 
 def released_miou(prediction: Tensor, target: Tensor, num_classes: int = 3) -> float:
