@@ -57,7 +57,7 @@ class Legend:
 
     @property
     def palette(self) -> list[str]:
-        """The colour of each class: that of the masks, or that of every figure."""
+        """The colours of the classes, those of the masks or those of every figure."""
         return list(self.mask_values) if self.colored else class_colors(self.class_names)
 
     @property

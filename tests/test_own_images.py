@@ -194,7 +194,7 @@ def test_the_kind_of_tail(sizes, said):
 
 
 def test_what_is_said_of_the_study_is_in_its_records():
-    """On each drawn data set, every loss for rare classes beats cross-entropy in the tail."""
+    """On each drawn data set, three losses beat cross-entropy in the tail; BMS does not on all."""
     planned = load_grid(ROOT / "study" / "grids" / "small" / "size_or_presence.yaml")
     records = load_records(planned, ROOT / "study" / "records" / "runs")
     tails = defaultdict(dict)
@@ -205,9 +205,11 @@ def test_what_is_said_of_the_study_is_in_its_records():
     compared = {key: found for key, found in tails.items() if "CE" in found}
     assert {size for size, _ in compared} == {12.0, 120.0, 480.0}
     for found in compared.values():
-        for method in ("PAT", "1/√S", "BMS", "CB"):
+        for method in ("PAT", "1/√S", "CB"):
             assert method not in found or found[method] > found["CE"]
-    assert "(PAT, 1/√S, BMS, CB) raised the IoU of the rarest classes" in FINDING
+    lower = [of["BMS"] < of["CE"] for of in compared.values() if "BMS" in of]
+    assert 0 < sum(lower) < len(lower) / 2
+    assert "PAT, 1/√S and CB raised" in FINDING and "BMS not always" in FINDING
 
 
 # -- plan -----------------------------------------------------------------------------------------
