@@ -228,13 +228,16 @@ def _prior_shift(text: str | None, run: str) -> dict[str, float] | None:
     """The shift that a text names; of None the one that a comparison recommends, or none.
 
     Raises:
-        ValueError: it names none, or the run has no record to choose from.
+        ValueError: it names none.
+        FileNotFoundError: the run has no record to choose from.
     """
     from patlib.prediction import chosen_shift
     from patlib.records import CHOSEN
 
     if text is None:  # without a recommendation, as the network was trained
-        text = "chosen" if (Path(run).expanduser() / CHOSEN).is_file() else "none"
+        path = Path(run).expanduser()
+        folder = path if path.is_dir() else path.parent
+        text = "chosen" if (folder / CHOSEN).is_file() else "none"
     if text == "none":
         return None
     if text == "chosen":
@@ -278,7 +281,8 @@ def _compare(options: Namespace) -> int:
         raise ModuleNotFoundError(
             f"patlib compare needs {error.name}: pip install 'patlib-segmentation[book]'"
         ) from error
-    notebook, made = out / "comparison.ipynb", not out.exists()
+    # Executed beside: what is refused leaves the notebook of an earlier comparison as it is.
+    notebook, made = out / ".comparison.ipynb", not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
@@ -292,11 +296,13 @@ def _compare(options: Namespace) -> int:
         )
     except papermill.PapermillExecutionError as error:
         if error.ename not in ("ValueError", "FileNotFoundError"):
+            notebook.replace(out / "comparison.ipynb")  # to see what failed
             return _complain(error.evalue or error.ename, FAILED)
-        notebook.unlink(missing_ok=True)
+        notebook.unlink()
         if made and not any(out.iterdir()):
             out.rmdir()
         return _complain(error.evalue, REFUSED)
+    notebook.replace(out / "comparison.ipynb")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes with the start of the command")
     return 0
 

@@ -666,6 +666,7 @@ def test_compare_gives_the_notebook_its_parameters(folder, tmp_path, monkeypatch
     def execute(notebook, out, parameters, **options):
         assert Path(notebook) == NOTEBOOKS / "own_images.ipynb"
         given.update(parameters)
+        Path(out).write_text("{}")
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     command = ["compare", str(folder), "--budget", "5", "--out", str(tmp_path / "o")]
@@ -698,6 +699,12 @@ def test_what_the_notebook_refuses_leaves_nothing(
     assert capsys.readouterr().err == "patlib: 2 files do not fit:\n  a: b\n  c: d\n"
     assert (tmp_path / "o" / "comparison.ipynb").exists() == (code == 1)  # to see what failed
     assert (tmp_path / "o").exists() == (code == 1)
+    (tmp_path / "there").mkdir()
+    earlier = tmp_path / "there" / "comparison.ipynb"
+    earlier.write_text("earlier")
+    assert cli.main(["compare", str(folder), "--out", str(tmp_path / "there")]) == code
+    assert (earlier.read_text() == "earlier") == (code == 2)
+    assert [path.name for path in earlier.parent.iterdir()] == ["comparison.ipynb"]
 
 
 @pytest.mark.parametrize(
