@@ -562,9 +562,17 @@ def test_no_winner_is_called_that_is_not_distinguishable(compared):
     said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
     text = " ".join(said)
     assert said[0].startswith(f"No clear winner. {result.best} ")
-    assert "is higher than that of A." in text and "It cannot be told apart from B: if" in text
+    assert (
+        "is higher than that of A." in text and "In mIoU it cannot be told apart from B: if" in text
+    )
     # The seeds agree to 0.1 points: what is open is due to the images.
     assert "Even 20 seeds would not tell it from B: treat them as equal, or compare on" in text
+    tied = with_differences(result, {"A": (0.001, 0.03)})
+    tail = replace(tied.differences["miou"][0], by_seed={0: -0.1, 1: -0.1}, low=-0.12, high=-0.08)
+    text = " ".join(
+        own_images.verdict(replace(tied, differences={**tied.differences, "tail": [tail]}))
+    )
+    assert "which differ from it by so many points of tail IoU: A \u221210.0." in text
     said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01)}))
     assert said[0].startswith(f"Take {result.best}") and "higher than that of A" in said[1]
     text = " ".join(own_images.verdict(with_differences(result, {"A": (0.05, 0.01)})))

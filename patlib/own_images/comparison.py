@@ -372,14 +372,19 @@ def verdict(found: Comparison) -> list[str]:
         )
     if same:
         said.append(
-            f"It cannot be told apart from {listing([d.method for d in same])}: if one of these is "
-            "simpler for you, nothing measured here speaks against it."
+            f"In mIoU it cannot be told apart from {listing([d.method for d in same])}: if one of "
+            "these is simpler for you, its mIoU does not speak against it."
         )
     tail = [d for d in found.differences["tail"] if d.verdict == "higher"]
     if tail:
         said.append(
             f"For the rarest third of the classes other losses did better, in points of tail IoU: "
             f"{_each(tail)}."
+        )
+    if behind := [d for d in found.differences["tail"] if d.verdict == "lower"]:
+        said.append(
+            f"For the rarest third of the classes it did better than others, which differ from it "
+            f"by so many points of tail IoU: {_each(behind)}."
         )
     if not any(np.isfinite(s["tail"]) for s in found.scores(best)):
         said.append("The tail has no score: no test image holds one of its classes.")
