@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patlib.checks import check_choice, check_integer
+from patlib.checks import check_choice, check_integer, check_number
 
 from ._checks import REDUCTIONS, Labels, check_class_sizes, check_ignore_index
 
@@ -217,3 +217,32 @@ class SegmentationLoss(nn.Module):
     def extra_repr(self) -> str:
         shown = ((k, v) for k, v in vars(self).items() if k[0] != "_" and k != "training")
         return ", ".join(f"{name}={value!r}" for name, value in shown)
+
+
+class DeferredLoss(SegmentationLoss):
+    """Base of the losses that become another one when a share of the training is done.
+
+    Attributes:
+        deferred: that share, > 0 and < 1; None for never.
+        progress: share of the training that is done, in [0, 1]; 0 when the loss is built.
+    """
+
+    def __init__(self, *, deferred: float | None, **options: Any) -> None:
+        super().__init__(**options)
+        if deferred is not None:
+            deferred = check_number("deferred", deferred, above=0, below=1)
+        self.deferred = deferred
+        self._progress = 0.0
+
+    @property
+    def progress(self) -> float:
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = check_number("progress", value, minimum=0, maximum=1)
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the share that the loss waits for is not done."""
+        return self.deferred is not None and self._progress < self.deferred

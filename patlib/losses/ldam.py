@@ -11,7 +11,7 @@ from patlib.checks import check_number
 
 from ._checks import MOST, ClassCounts, check_batch, check_class_counts, fill_absent
 from ._formula import (
-    SegmentationLoss,
+    DeferredLoss,
     computed_in,
     cross_entropy,
     is_true_class,
@@ -96,7 +96,7 @@ def ldam_loss(
     return loss.weighted(logits, target, class_weights)
 
 
-class LDAMLoss(SegmentationLoss):
+class LDAMLoss(DeferredLoss):
     """Label-distribution-aware margin loss as a Module: see `ldam_loss`.
 
     Deferred re-weighting (DRW): when `progress` has reached `deferred`, the loss of each pixel is
@@ -143,18 +143,21 @@ class LDAMLoss(SegmentationLoss):
         reduction: str = "mean",
     ) -> None:
         margins = ldam_margins(class_counts, max_margin)
-        super().__init__(num_classes=len(margins), ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            deferred=deferred,
+            num_classes=len(margins),
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
         self.max_margin = max_margin
         self.scale = check_number("scale", scale, above=0, maximum=MOST)
-        self.deferred, weights = deferred, None
+        weights = None
         if deferred is not None:
-            self.deferred = check_number("deferred", deferred, above=0, below=1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of absent classes, which the margins warned of
                 weights = cb_weights(class_counts)
             counts = check_class_counts(class_counts)
             weights = weights * counts.sum() / (weights * counts).sum()
-        self._progress = 0.0
         self.register_buffer("margins", margins, persistent=False)
         self.register_buffer("deferred_weights", weights, persistent=False)
 
@@ -162,18 +165,9 @@ class LDAMLoss(SegmentationLoss):
     def logit_scale(self) -> float:
         return self.scale
 
-    @property
-    def progress(self) -> float:
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self._progress = check_number("progress", value, minimum=0, maximum=1)
-
     def current_weights(self) -> Tensor | None:
         """The weights of the classes at this `progress`, float64 (L,); None before `deferred`."""
-        started = self.deferred is not None and self._progress >= self.deferred
-        return self.deferred_weights if started else None
+        return None if self.is_deferred else self.deferred_weights
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.weighted(logits, target, self.current_weights())

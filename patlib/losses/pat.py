@@ -17,7 +17,7 @@ from ._checks import (
     check_class_weights,
     fill_absent,
 )
-from ._formula import SegmentationLoss, computed_in, reduce, smallest_log, sum_of
+from ._formula import DeferredLoss, computed_in, reduce, smallest_log, sum_of
 from ._fused import pixel_loss
 from ._prior import pointwise_prior
 from .ce import ce_loss
@@ -223,7 +223,7 @@ def pat_loss(
     return sum_of(loss, logits, total.where(total > 0, 1))  # no valid pixel: 0 / 1
 
 
-class PATLoss(SegmentationLoss):
+class PATLoss(DeferredLoss):
     """Pixel-wise adaptive training as a Module: see `pat_loss`.
 
     Two variants, off by default, put in the place of β / (S_i^l)^a::
@@ -300,7 +300,12 @@ class PATLoss(SegmentationLoss):
         if class_weights is not None:
             check_class_weights(class_weights, num_classes)
             num_classes = len(class_weights)
-        super().__init__(num_classes=num_classes, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            deferred=deferred,
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
         self.temperature, self.epsilon, self.size_exponent = check_pat(
             temperature, epsilon, size_exponent, weight, normalize, detach
         )
@@ -309,23 +314,11 @@ class PATLoss(SegmentationLoss):
         self.detach = detach
         self.sizes = sizes
         self.presence_exponent = presence_exponent
-        self.deferred = deferred
-        if deferred is not None:
-            self.deferred = check_number("deferred", deferred, above=0, below=1)
-        self._progress = 0.0
         self.register_buffer("class_weights", class_weights, persistent=False)
-
-    @property
-    def progress(self) -> float:
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self._progress = check_number("progress", value, minimum=0, maximum=1)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         check_channels(logits, self.num_classes)
-        if self.deferred is not None and self._progress < self.deferred:
+        if self.is_deferred:
             return ce_loss(logits, target, ignore_index=self.ignore_index, reduction=self.reduction)
         return pat_loss(
             logits,
