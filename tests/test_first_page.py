@@ -175,7 +175,9 @@ def test_nothing_was_run(study):
 def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
     compared = study({"CE": 0.0, "PAT": 0.2})  # of 1 epoch
     monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", 100))
-    sure = chapter.sentences(compared, {"CamVid": -0.012, "NYUv2": 0.03})[-1]
+    answer, _, sure = chapter.sentences(compared, {"CamVid": -0.012, "NYUv2": 0.03})
+    assert answer.startswith("In short runs, yes: ")
+    assert chapter.sentences(compared, {})[0].startswith("Yes: ")
     (epochs,) = {run.planned.settings["epochs"] for run in compared[0].runs}
     assert (
         f"the runs of net synthetic are short, {epochs} epochs: in runs of 100, one seed, the "

@@ -175,6 +175,8 @@ def sentences(compared: Sequence[Compared], longer: Mapping[str, float]) -> list
         higher, lower = (len(tail.get(word, [])) for word in ("higher", "lower"))
         lead = "Yes" if higher == number else "On some data" if higher else "No"
         lead = "It harms them" if lower == number else lead
+        if lead == "Yes" and longer and _epochs_if_short(compared):
+            lead = "In short runs, yes"
         said.append(
             f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
             f" classes (the tail) is {_said(compared, 'tail', short=False)}, in points."
@@ -190,9 +192,22 @@ def sentences(compared: Sequence[Compared], longer: Mapping[str, float]) -> list
     return said
 
 
+def _epochs_if_short(compared: Sequence[Compared]) -> str:
+    """The epochs of the network that has longer runs, too; empty if all have as many as those."""
+    network, _, epochs = LONGER
+    of_runs = [
+        run.planned.settings["epochs"] for c in compared if c.network == network for run in c.runs
+    ]
+    if not of_runs or max(of_runs) >= epochs:
+        return ""
+    ends = sorted({min(of_runs), max(of_runs)})
+    return " to ".join(map(str, ends))
+
+
 def _how_sure(compared: Sequence[Compared], longer: Mapping[str, float]) -> str:
     parts = []
-    if seeds := [len(of) for c in compared for of in by_method(c.runs).values() if len(of) > 1]:
+    judged = [c for c in compared if c.decided("tail")]
+    if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
         low, high = min(seeds), max(seeds)
         of_seeds = f"{low} to {high} seeds" if low < high else f"{low} seeds"
         parts.append(f"95 % intervals over {of_seeds} and over test images")
@@ -200,12 +215,8 @@ def _how_sure(compared: Sequence[Compared], longer: Mapping[str, float]) -> str:
         largest = " x ".join(map(str, max(sizes, key=math.prod)))
         parts.append(f"images of {largest} pixels and less")
     network, _, epochs = LONGER
-    of_runs = [
-        r.planned.settings["epochs"] for c in compared if c.network == network for r in c.runs
-    ]
-    if longer and of_runs and max(of_runs) < epochs:
+    if longer and (length := _epochs_if_short(compared)):
         each = listing([f"{signed(gain)} on {data}" for data, gain in longer.items()])
-        length = f"{min(of_runs)} to {max(of_runs)}" if min(of_runs) < max(of_runs) else of_runs[0]
         parts.append(
             f"the runs of {network} are short, {length} epochs: in runs of {epochs}, one seed, the "
             f"gain in the tail is {each}"
