@@ -81,7 +81,8 @@ def write_label_map(path: str | Path, labels: np.ndarray, legend: Legend) -> Non
     """
     values, colors = np.array(legend.values, np.uint8), np.full((256, 3), 255, np.uint8)
     colors[values] = legend.rgb
-    image = Image.fromarray(values[labels])
+    numbered = np.array_equal(values, np.arange(len(values)))  # no copy of every pixel then
+    image = Image.fromarray(np.asarray(labels, np.uint8) if numbered else values[labels])
     image.putpalette(colors.tobytes())
     with write_whole(path) as file:
         image.save(file, "png", compress_level=1)
