@@ -124,9 +124,9 @@ def build_loss(
         ModuleNotFoundError: a loss on regions without segmentation-models-pytorch.
 
     >>> build_loss("pat", num_classes=13, temperature=5)
-    PATLoss(num_classes=13, ignore_index=255, reduction='mean', temperature=5.0, epsilon=0.0, \
-size_exponent=1.0, weight='beta', normalize='images', detach=False, sizes='image', \
-presence_exponent=0.0, deferred=None)
+    PATLoss(num_classes=13, ignore_index=255, reduction='mean', deferred=None, temperature=5.0, \
+epsilon=0.0, size_exponent=1.0, weight='beta', normalize='images', detach=False, sizes='image', \
+presence_exponent=0.0)
     """
     check_choice("loss", name, tuple(LOSSES))
     num_classes = check_integer("num_classes", num_classes, minimum=1)
