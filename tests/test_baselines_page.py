@@ -138,8 +138,8 @@ def test_classes_that_gain_and_lose(study):
 def test_calibration_is_read_from_its_file(tmp_path):
     path = tmp_path / "calibration.json"
     found = {"all_intervals_hold": 0.955, "wrong_sign": 0.0025, "best_is_kept": 1.0}
-    path.write_text(json.dumps({"X": {"3": found}}))
-    assert chapter.calibration(path) == [["X", "3", "95.5", "0.2", "100.0"]]
+    path.write_text(json.dumps({"X": {"tail": {"3": found}}}))
+    assert chapter.calibration(path) == [["X, IoU of the tail", "3", "95.5", "0.2", "100.0"]]
 
 
 def test_the_paper_and_its_code_need_no_records_for_the_tables_of_the_paper(tmp_path):

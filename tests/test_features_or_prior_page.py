@@ -1,10 +1,13 @@
 """The chapter on features and prior: its words and tables follow from the counts of the records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
 from chapters import Chapter
 from fake_runs import fake_record
+from figures import features_or_prior as chapter
 from figures.features_or_prior import (
     answer,
     answers,
@@ -73,12 +76,20 @@ def study(tmp_path):
 
 def test_words_follow_the_records(study):
     higher = answer("X", load_runs(*study(0.6)), resamples=100)
-    assert "points of tail (higher, +" in higher and "more than another prior" in higher
+    assert (
+        "points of tail (higher, +" in higher
+        and "a shift after training does not replace PAT" in higher
+    )
     lower = answer("X", load_runs(*study(0.2)), resamples=100)
     assert "points of tail (lower, −" in lower and "without another training" in lower
     single = answer("X", load_runs(*study(0.6, seeds=(0,))), resamples=100)
     assert "In this one run: no shift" in single and "higher" not in single
     assert "one run" not in higher
+    # A second seed of CE alone is no seed of both.
+    grid, folder = study(0.6, seeds=(0, 1))
+    for path in folder.glob("*pat-seed1*"):
+        path.unlink()
+    assert answer("X", load_runs(grid, folder), resamples=100) == single
     grid, folder = study(0.5)
     for path in folder.glob("*pat*"):
         path.unlink()
@@ -90,7 +101,9 @@ def test_several_benchmarks_are_answered_in_three_sentences(study):
     said = answers({"A": higher, "B": lower, "C": higher}, resamples=100)
     assert said.count(". ") == 2 and "on A (tail higher)" in said and "on B (tail lower)" in said
     outside, within = said.split(". ")[1:]
-    assert outside.startswith("On A (") and " and C (" in outside and "more than another" in outside
+    assert (
+        outside.startswith("On A (") and " and C (" in outside and "does not replace PAT" in outside
+    )
     assert within.startswith("On B (0.0) a shift")
     single = load_runs(*study(0.6, seeds=(0,)))
     assert "on D (tail one seed)" in answers({"A": higher, "D": single}, resamples=100)
@@ -121,6 +134,23 @@ def test_under_one_prior_are_the_scores_at_kappa_1(study):
     )
 
 
+def test_a_best_at_the_end_of_the_grid_decides_nothing(study, monkeypatch):
+    monkeypatch.setattr(chapter, "STRENGTHS", {"kappa": (0.0,)})
+    assert prior_words("X", load_runs(*study(0.6))).count("not decided") == 2
+
+
+def test_weights_alone_are_named_where_they_are_outside_too(study):
+    runs = load_runs(*study(0.6))
+    others = [
+        replace(run, planned=replace(run.planned, method=chapter.MEDIAN))
+        for run in runs
+        if run.method == "PAT"
+    ]
+    said = answer("X", [*runs, *others], resamples=100)
+    pat = summary(runs).loc["PAT", "excess"]
+    assert f"(median frequency) is {100 * pat:.1f} points outside as well" in said
+
+
 def test_changes_of_classes_follow_the_counts(study):
     table = class_changes(load_runs(*study(0.6)))
     record = load_runs(*study(0.5))[0].record.result
@@ -146,7 +176,7 @@ def test_chapter_on_these_records_and_on_none(study, tmp_path):
     assert page.tables["features-or-prior-one-prior"]["PAT"]["κ of the best mIoU"] == "0"
     assert page.glued["features-or-prior-kappa"].count("not as expected") == 2
     assert len(page.tables["features-or-prior-classes"]) == CLASSES
-    assert "more than another prior" in page.glued["features-or-prior-answer"]
+    assert "does not replace PAT" in page.glued["features-or-prior-answer"]
     (tmp_path / "empty").mkdir()
     page = Chapter("features_or_prior", records=str(tmp_path / "empty"), resamples=100)
     assert page.glued["features-or-prior-answer"] == "The runs of this chapter are still to come."

@@ -386,7 +386,9 @@ def precision_table(name: str, runs: Sequence[Run]) -> tuple[HTML, str]:
     if not rows:
         words = "The runs in bfloat16 are still to come."
     elif beyond:
-        words = f"The {listing(beyond)} differs by more than the seeds do: take float32."
+        fewest = min(row[-1] for row in rows)
+        words = f"With {fewest} seeds the {listing(beyond)} differs by more than the seeds do."
     else:
-        words = "No score differs by more than the seeds do."
+        fewest = min(row[-1] for row in rows)
+        words = f"With {fewest} seeds no mean difference exceeds the deviation over seeds."
     return table(name, header, rows), words

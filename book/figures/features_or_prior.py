@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 from patlib.metrics import scores_of_counts
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
+from patlib.priors import STRENGTHS
 from patlib.study.runs import Run, by_method
 from patlib.study.shifts import best_shift, excess, shift_curve, shifted_counts
 from patlib.study.simultaneous import score_methods
 from patlib.study.wording import listing, signed
 
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
+MEDIAN = "CE, median frequency"  # changes the weights of the classes and nothing else
 #: score -> its name, and the κ between which the protocol expects PAT's best
 EXPECTED_KAPPA = {"pixel_accuracy": ("pixel accuracy", 0.75, 1.25), "miou": ("mIoU", 0.25, 0.75)}
 
@@ -28,10 +30,10 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         A row for each method: ``seeds``, ``shift`` (``τ = 0.25``), ``miou``, ``pixel_accuracy``,
         ``head`` and ``tail`` before and, as ``shifted_miou`` ..., after it, in [0, 1]; ``excess``
-        over the curve of CE (see :func:`patlib.study.shifts.excess`; NaN for CE and without it).
+        over the curve of CE with the same seeds (see :func:`patlib.study.shifts.excess`; NaN for
+        CE and without it).
     """
     done = by_method(run for run in runs if run.record)
-    reference = shift_curve(done["CE"], "tau") if "CE" in done else None
     rows = {}
     for method, members in done.items():
         kind, strength = best_shift(members)
@@ -40,9 +42,11 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
         row = {"seeds": len(members), "shift": f"{SYMBOLS[kind]} = {strength:g}"}
         row |= {name: curve[name][0.0] for name in names}
         row |= {f"shifted_{name}": curve[name][strength] for name in names}
+        shared = [run for run in done.get("CE", []) if run.seed in {of.seed for of in members}]
         row["excess"] = np.nan
-        if reference is not None and method != "CE":
-            row["excess"] = excess(reference, row["shifted_miou"], row["shifted_tail"])
+        if shared and method != "CE":
+            of_ce = shift_curve(shared, "tau")
+            row["excess"] = excess(of_ce, row["shifted_miou"], row["shifted_tail"])
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -50,9 +54,10 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
 def shifted_contrasts(runs: Sequence[Run], metric: str, resamples: int = 2000) -> dict:
     """Every method minus CE, each at the shift that validation chooses: method -> Contrast.
 
-    Empty with a single seed.
+    Methods with one seed are left out; empty if CE or all others have no more.
     """
     done = by_method(run for run in runs if run.record)
+    done = {method: members for method, members in done.items() if len(members) > 1}
     if "CE" not in done or len(done) < 2:
         return {}
     shifts = {method: best_shift(members) for method, members in done.items()}
@@ -61,13 +66,19 @@ def shifted_contrasts(runs: Sequence[Run], metric: str, resamples: int = 2000) -
         return shifted_counts(run, *shifts[run.method])
 
     scores = score_methods([r for m in done.values() for r in m], metric, counts, resamples)
-    if scores.residual_dof < 1:
-        return {}
     return {contrast.method: contrast for contrast in scores.against("CE")}
 
 
+def of_shared_seeds(runs: Sequence[Run]) -> list[Run]:
+    """The runs with a record whose seed both PAT and CE have."""
+    done = by_method(run for run in runs if run.record)
+    seeds = [{run.seed for run in done.get(method, [])} for method in ("CE", "PAT")]
+    both = set.intersection(*seeds)
+    return [run for members in done.values() for run in members if run.seed in both]
+
+
 def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float = 0.01) -> str:
-    """Two sentences on PAT and CE, each at its own shift.
+    """Two or three sentences on PAT and CE, each at its own shift, over the seeds of both.
 
     Args:
         title: of the benchmark.
@@ -75,11 +86,12 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
         resamples: of the test part.
         margin: an excess up to this is called none.
     """
-    table = summary(runs)
-    if not {"CE", "PAT"} <= set(table.index):
+    runs = of_shared_seeds(runs)
+    if not runs:
         return f"{title}: PAT and cross-entropy are still to run."
+    table = summary(runs)
     pat, ce = table.loc["PAT"], table.loc["CE"]
-    seeds = int(min(pat.seeds, ce.seeds))
+    seeds = int(pat.seeds)
     of_seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
     found = {
         metric: shifted_contrasts(runs, metric, resamples).get("PAT") for metric in ("miou", "tail")
@@ -97,9 +109,14 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
 
     if pat.excess > margin:
         reach = (
-            "No shift of cross-entropy comes closer to that pair than "
-            f"{100 * pat.excess:.1f} points: what PAT gains is more than another prior."
+            f"No shift of cross-entropy comes closer to that pair than {100 * pat.excess:.1f} "
+            "points: a shift after training does not replace PAT."
         )
+        if MEDIAN in table.index and (other := table.loc[MEDIAN, "excess"]) > margin:
+            reach += (
+                " Cross-entropy with class weights alone (median frequency) is "
+                f"{100 * other:.1f} points outside as well."
+            )
     else:
         reach = (
             "A shift of cross-entropy reaches that pair of scores within "
@@ -117,15 +134,15 @@ def answers(
     panels: Mapping[str, Sequence[Run]], resamples: int = 2000, margin: float = 0.01
 ) -> str:
     """:func:`answer` for several benchmarks: three sentences at most."""
-    tables = {title: summary(runs) for title, runs in panels.items()}
-    tables = {title: t for title, t in tables.items() if {"CE", "PAT"} <= set(t.index)}
+    shared = {title: of_shared_seeds(runs) for title, runs in panels.items()}
+    tables = {title: summary(runs) for title, runs in shared.items() if runs}
     if len(panels) < 2 or not tables:
         said = [answer(title, runs, resamples, margin) for title, runs in panels.items()]
         return " ".join(said) or "The runs of this chapter are still to come."
     differences, outside, within = [], [], []
     for title, table in tables.items():
         pat, ce = table.loc["PAT"], table.loc["CE"]
-        tail = shifted_contrasts(panels[title], "tail", resamples).get("PAT")
+        tail = shifted_contrasts(shared[title], "tail", resamples).get("PAT")
         points = [signed(pat[f"shifted_{m}"] - ce[f"shifted_{m}"]) for m in ("miou", "tail")]
         word = tail.verdict() if tail else "one seed"
         differences.append(f"{points[0]} and {points[1]} on {title} (tail {word})")
@@ -138,7 +155,7 @@ def answers(
     if outside:
         sentences.append(
             f"On {listing(outside)} no shift of cross-entropy comes closer to that pair than the "
-            "points in brackets: what PAT gains there is more than another prior."
+            "points in brackets: a shift after training does not replace PAT there."
         )
     if within:
         sentences.append(
@@ -179,6 +196,8 @@ def prior_words(title: str, runs: Sequence[Run]) -> str:
     for name, (words, low, high) in EXPECTED_KAPPA.items():
         best = table.loc["PAT", f"best_{name}"]
         verdict = "as expected" if low <= best <= high else "not as expected"
+        if np.isclose(best, max(STRENGTHS["kappa"])):
+            verdict = "not decided, since it is the largest that was tried"
         parts.append(f"{words} at κ = {best:g} (expected {low:g} to {high:g}: {verdict})")
     return f"{title}: PAT has its best {listing(parts)}."
 

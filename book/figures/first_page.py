@@ -25,12 +25,14 @@ from patlib.study.wording import listing, signed
 #: by SHORT as the chapter "What holds" calls the runs from before.
 SETTINGS = {"SegNet": "small/table1.yaml", "a pretrained U-Net": "small/unet.yaml"}
 STUDY, SHORT = ["small/unet.yaml"], ["small/table1.yaml"]
-#: Longer runs of a network of SETTINGS, one seed: its name, the grid, and their epochs.
-LONGER = ("SegNet", "small/length.yaml", 100)
+#: Longer runs of a network of SETTINGS, one seed: its name, the grids, and their epochs.
+LONGER = ("SegNet", ["small/length.yaml", "small/longer.yaml"], 100)
 UNJUDGED = ["LDAM"]  # fails on some seeds
 RESAMPLES = 2000  # test parts that the bootstrap draws
 
 METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
+#: score -> its name: what longer runs change, and the columns of the table of choices
+CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
@@ -45,8 +47,7 @@ class Compared:
     Attributes:
         network, data: their names.
         runs: those with a record.
-        judged: the methods with two seeds or more.
-        single: the methods with one seed, which are not judged.
+        judged: the methods, judged against each other.
         planned: all runs of the grid.
     """
 
@@ -54,25 +55,11 @@ class Compared:
     data: str
     runs: list[Run]
     judged: Judged
-    single: list[str]
     planned: list[Run]
 
     def change(self, method: str, metric: str) -> Contrast | None:
-        """A method minus cross-entropy, with NaN for the interval if one of them has one seed.
-
-        The mean is then over the seeds that both have; None if there is none.
-        """
-        if found := self.judged.against(metric).get(method):
-            return found
-        seeds = {
-            m: {run.seed: run.score(metric) for run in self.runs if run.method == m}
-            for m in ("CE", method)
-        }
-        shared = seeds["CE"].keys() & seeds[method].keys()
-        if not shared:
-            return None
-        mean = np.mean([seeds[method][s] - seeds["CE"][s] for s in shared])
-        return Contrast(method, "CE", float(mean), *[math.nan] * 3)
+        """A method minus cross-entropy, see :meth:`figures.judging.Judged.against`."""
+        return self.judged.against(metric).get(method)
 
     def decided(self, metric: str, method: str = "PAT") -> str | None:
         """The verdict on a method against cross-entropy; None if it is not judged."""
@@ -92,12 +79,9 @@ def compare(
     for network, grid in settings.items():
         for benchmark, planned in by_benchmark(load_runs(GRIDS / grid, records)).items():
             runs = [run for run in planned if run.record and run.method not in unjudged]
-            methods = by_method(runs)
-            several = [run for run in runs if len(methods[run.method]) > 1]
-            single = [method for method, of in methods.items() if len(of) == 1]
-            judged = Judged(several, resamples=resamples)
+            judged = Judged(runs, resamples=resamples)
             data = DATASETS[benchmark.dataset].label
-            found.append(Compared(network, data, runs, judged, single, planned))
+            found.append(Compared(network, data, runs, judged, planned))
     return found
 
 
@@ -148,18 +132,26 @@ def _number(n: int) -> str:
     return NUMBERS[n] if n < len(NUMBERS) else str(n)
 
 
-def longer_runs(records: Path) -> dict[str, float]:
-    """Data -> tail IoU of PAT minus that of cross-entropy in the longer runs, by ``LONGER``."""
-    _, grid, epochs = LONGER
+def longer_runs(records: Path) -> dict[str, dict[str, float]]:
+    """Data and image size -> each of ``CHANGES``, PAT minus cross-entropy, by ``LONGER``."""
+    _, grids, epochs = LONGER
     scores = defaultdict(dict)
-    for run in load_runs(GRIDS / grid, records):
-        settings = run.planned.settings
-        if run.record and settings["epochs"] == epochs:
-            scores[DATASETS[settings["dataset"]].label][settings["loss"]] = run.score("tail")
-    return {data: of["pat"] - of["ce"] for data, of in scores.items() if of.keys() == {"ce", "pat"}}
+    for grid in grids:
+        for run in load_runs(GRIDS / grid, records):
+            settings = run.planned.settings
+            if run.record and settings["epochs"] == epochs:
+                where = (DATASETS[settings["dataset"]].label, tuple(settings["image_size"]))
+                scores[where][settings["loss"]] = run
+    return {
+        f"{data} at {size[0]} x {size[1]} pixels": {
+            metric: of["pat"].score(metric) - of["ce"].score(metric) for metric in CHANGES
+        }
+        for (data, size), of in scores.items()
+        if of.keys() == {"ce", "pat"}
+    }
 
 
-def sentences(compared: Sequence[Compared], longer: Mapping[str, float]) -> list[str]:
+def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Does PAT help rare classes, what does it cost, how sure is that: at most three sentences.
 
     Args:
@@ -204,7 +196,7 @@ def _epochs_if_short(compared: Sequence[Compared]) -> str:
     return " to ".join(map(str, ends))
 
 
-def _how_sure(compared: Sequence[Compared], longer: Mapping[str, float]) -> str:
+def _how_sure(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> str:
     parts = []
     judged = [c for c in compared if c.decided("tail")]
     if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
@@ -216,10 +208,14 @@ def _how_sure(compared: Sequence[Compared], longer: Mapping[str, float]) -> str:
         parts.append(f"images of {largest} pixels and less")
     network, _, epochs = LONGER
     if longer and (length := _epochs_if_short(compared)):
-        each = listing([f"{signed(gain)} on {data}" for data, gain in longer.items()])
+        names = listing(CHANGES.values())
+        each = "; ".join(
+            f"{listing(signed(of[metric]) for metric in CHANGES)} on {data}"
+            for data, of in longer.items()
+        )
         parts.append(
-            f"the runs of {network} are short, {length} epochs: in runs of {epochs}, one seed, the "
-            f"gain in the tail is {each}"
+            f"the runs of {network} are short, {length} epochs: in runs of {epochs}, one seed, "
+            f"{names} change by {each}"
         )
     for network in dict.fromkeys(c.network for c in compared):
         of_network = [c for c in compared if c.network == network]
@@ -234,10 +230,10 @@ def _how_sure(compared: Sequence[Compared], longer: Mapping[str, float]) -> str:
 
 
 def choices(compared: Sequence[Compared]) -> list[list[str]]:
-    """Which loss to take: aim and network, loss, its lead over cross-entropy, what ties with it.
+    """Which loss to take: aim and network, loss, and what ``CHANGES`` it brings on the data sets.
 
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
-    cross-entropy is taken where it is among them, else the one with the highest mean.
+    cross-entropy is taken where it is among them; else each has a row, the highest mean first.
     """
     rows = []
     for metric, aim in AIMS.items():
@@ -248,25 +244,41 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
             if best:
                 judged = [c for c in of_network if c.data in best]
                 where = f"{aim}, {network.removeprefix('a ')}"
-                rows.append([where, *_choice(judged, best, metric)])
+                rows += _choice(where, judged, best, metric)
     return rows
 
 
-def _choice(judged: Sequence[Compared], best: Mapping[str, list[str]], metric: str) -> list[str]:
+def _choice(
+    where: str, judged: Sequence[Compared], best: Mapping[str, list[str]], metric: str
+) -> list[list[str]]:
     first, *others = best.values()
     common = [m for m in first if all(m in of for of in others)]
     if not common:
         each = "; ".join(f"{data}: {', '.join(methods)}" for data, methods in best.items())
-        return ["depends on the data", "", each]
-    changes = {m: [c.judged.against(metric)[m] for c in judged] for m in common if m != "CE"}
+        return [[where, f"depends on the data: {each}", *[""] * len(CHANGES)]]
     if "CE" in common:
-        taken, difference = "CE", "no loss is shown to be higher"
-    else:
-        taken = max(common, key=lambda m: np.mean([c.mean for c in changes[m]]))
-        said = zip(judged, changes[taken], strict=True)
-        difference = "; ".join(f"{c.data} {text(found, metric)}" for c, found in said)
-    ties = [m for m in common if m != taken]
-    return [taken, difference, listing(ties) if ties else "none"]
+        ties = [m for m in common if m != "CE"]
+        also = f" (not told apart: {listing(ties)})" if ties else ""
+        return [[where, f"CE{also}", *["0.0"] * len(CHANGES)]]
+
+    def changes(method: str, of: str) -> list[float]:
+        return [c.judged.against(of)[method].mean for c in judged]
+
+    ranked = sorted(common, key=lambda m: -np.mean(changes(m, metric)))
+    return [
+        [
+            where if number == 0 else "",
+            method if number == 0 else f"or {method}",
+            *(_ends(changes(method, of)) for of in CHANGES),
+        ]
+        for number, method in enumerate(ranked)
+    ]
+
+
+def _ends(values: Sequence[float]) -> str:
+    """``+3.1 to +8.1``, or one number."""
+    ends = list(dict.fromkeys(signed(v) for v in (min(values), max(values))))
+    return " to ".join(ends)
 
 
 def verdict_counts(study: what_holds.Evidence, short: what_holds.Evidence, claims) -> list[list]:
@@ -299,12 +311,13 @@ def caption(compared: Sequence[Compared]) -> str:
     text = (
         "Each loss minus cross-entropy (CE), in percentage points: mIoU, and the mean IoU of the "
         "commonest (head) and rarest (tail) third of the classes. Lines: 95 % intervals over seeds "
-        "and test images, which hold together for all losses of a data set."
+        "and test images, which hold together for all losses of a data set, for each score by "
+        "itself."
     )
     by_methods = defaultdict(list)
     for c in compared:
-        if c.single:
-            by_methods[tuple(c.single)].append(f"{c.data} with {c.network}")
+        if c.judged.single:
+            by_methods[tuple(c.judged.single)].append(f"{c.data} with {c.network}")
     if by_methods:
         said = (f"{listing(methods)} on {listing(where)}" for methods, where in by_methods.items())
         text += f" Hollow, one seed and not judged: {'; '.join(said)}."
@@ -371,7 +384,7 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
     handles += [
         Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items() if n in shown
     ]
-    if any(c.single for c in compared):
+    if any(c.judged.single for c in compared):
         handles.append(
             Line2D([], [], marker="o", markerfacecolor="white", label="one seed", **grey)
         )

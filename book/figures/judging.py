@@ -26,51 +26,63 @@ class Judged:
 
     Args:
         runs: of one benchmark; methods without a record are left out.
-        unjudged: methods that are not judged. One that fails on some seeds has another scatter than
-            the rest, with which it must not be pooled.
+        unjudged: methods that are left out, too. One that fails on some seeds has another scatter
+            than the rest, with which it must not be pooled.
         resamples: of the test part.
 
     Attributes:
-        methods: those that are judged.
-        seeds: the smallest number of runs of a method; with 1, nothing is judged.
+        methods: those that were run.
+        single: those of them with one run, which are shown and not judged.
+        seeds: the smallest number of runs of a method.
     """
 
     def __init__(self, runs: Iterable[Run], unjudged: Sequence[str] = (), resamples: int = 2000):
-        done = by_method(run for run in runs if run.record and run.method not in unjudged)
-        self.methods = list(done)
-        self.seeds = min(map(len, done.values()), default=0)
-        self._runs = [run for members in done.values() for run in members]
+        self._runs = by_method(run for run in runs if run.record and run.method not in unjudged)
+        self.methods = list(self._runs)
+        self.single = [method for method, of in self._runs.items() if len(of) == 1]
+        self.seeds = min(map(len, self._runs.values()), default=0)
         self._resamples = resamples
-        self._scores: dict[str, MethodScores] = {}
+        self._scores: dict[str, MethodScores | None] = {}
 
-    def scores(self, metric: str) -> MethodScores:
-        """The scores with their errors, of two methods or more."""
+    def scores(self, metric: str) -> MethodScores | None:
+        """The scores with their errors; None with fewer than two methods of several seeds."""
         if metric not in self._scores:
-            self._scores[metric] = score_methods(self._runs, metric, resamples=self._resamples)
+            several = [of for of in self._runs.values() if len(of) > 1]
+            self._scores[metric] = None
+            if len(several) > 1:
+                runs = [run for of in several for run in of]
+                self._scores[metric] = score_methods(runs, metric, resamples=self._resamples)
         return self._scores[metric]
 
     def against(self, metric: str, reference: str = "CE") -> dict[str, Contrast]:
-        """Each method minus the reference; of a single seed, with NaN for the interval.
+        """Each method minus the reference; where one of the two has one seed, NaN for the interval.
 
-        Empty if the reference or all others were not run.
+        The mean is then over the seeds that both have. Empty if the reference or all others were
+        not run.
         """
-        if reference not in self.methods or len(self.methods) < 2:
+        if reference not in self.methods:
             return {}
         scores = self.scores(metric)
-        if scores.residual_dof:
-            return {c.method: c for c in scores.against(reference)}
-        mean = {method: np.mean(list(of.values())) for method, of in scores.scores.items()}
-        return {
-            m: Contrast(m, reference, float(mean[m] - mean[reference]), *[math.nan] * 3)
-            for m in scores.methods
-            if m != reference
-        }
+        judged = {}
+        if scores and reference in scores.methods:
+            judged = {c.method: c for c in scores.against(reference)}
+        found = {}
+        for method in self.methods:
+            if method in judged:
+                found[method] = judged[method]
+            elif method != reference and (pairs := self._pairs(metric, method, reference)):
+                mean = float(np.mean([a - b for a, b in pairs]))
+                found[method] = Contrast(method, reference, mean, *[math.nan] * 3)
+        return found
+
+    def _pairs(self, metric: str, method: str, reference: str) -> list[tuple[float, float]]:
+        a, b = ({r.seed: r.score(metric) for r in self._runs[m]} for m in (method, reference))
+        return [(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]
 
     def may_be_best(self, metric: str) -> list[str]:
-        """The methods that are not shown to be lower than another; none with a single seed."""
-        if len(self.methods) < 2 or not self.scores(metric).residual_dof:
-            return []
-        return self.scores(metric).may_be_best()
+        """The methods that are not shown to be lower than another, of those with several seeds."""
+        scores = self.scores(metric)
+        return scores.may_be_best() if scores else []
 
     def verdict(self, method: str, metric: str, reference: str = "CE") -> str | None:
         """Of a method against another: a word; None if one of them was not run."""

@@ -113,29 +113,44 @@ def predictions(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """Two sentences: PAT's gain at both ends, and what the presence term adds."""
+    """PAT's gain at both ends with its single runs, and what the presence term adds."""
     small, large = (mean_gain(table, "PAT", size) for size in (SMALL, LARGE))
     if not np.isfinite([small, large]).all():
         return "The runs that decide this are still to come."
     share = {s: table[table["size"] == s]["images"].mean() for s in (SMALL, LARGE)}
     if large < small / 2:
-        verdict = "Yes"
+        verdict = "Yes, in the mean"
     elif large < small:
-        verdict = "Partly"
+        verdict = "Partly, in the mean"
     else:
-        verdict = "No"
-    added = mean_gain(table, PRESENCE, LARGE) - large
+        verdict = "Not in the way that was expected"
+    between = [
+        f", {signed(mean_gain(table, 'PAT', size))} with things of {size:g} pixels"
+        for size in sorted(set(table["size"]) - {SMALL, LARGE})
+        if np.isfinite(mean_gain(table, "PAT", size))
+    ]
+    pat = table[(table.method == "PAT") & (table["size"] == LARGE)].set_index("seed")["gain"]
+    with_term = table[(table.method == PRESENCE) & (table["size"] == LARGE)].set_index("seed")
+    added = (with_term["gain"] - pat).dropna()
     term = (
-        f" There the presence term adds {signed(added)} points to PAT."
-        if np.isfinite(added)
+        f" There the presence term adds {signed(added.mean())} points to PAT{_runs(added)}."
+        if len(added)
         else ""
     )
+    gained = {s: table[(table.method == "PAT") & (table["size"] == s)]["gain"] for s in share}
     return (
-        f"{verdict}: over cross-entropy, PAT gains {signed(small)} points of tail IoU where the "
-        f"things of the rare classes are small (the rarest class is in {100 * share[SMALL]:.0f} % "
-        f"of the images), and {signed(large)} where they are large and in few images "
-        f"({100 * share[LARGE]:.0f} %), at the same share of the pixels.{term}"
+        f"{verdict}: over cross-entropy, PAT gains {signed(small)} points of tail IoU"
+        f"{_runs(gained[SMALL])} where the things of the rare classes have {SMALL} pixels (the "
+        f"rarest class is in {100 * share[SMALL]:.0f} % of the images){''.join(between)}, and "
+        f"{signed(large)}{_runs(gained[LARGE])} where they have {LARGE} pixels and are in few "
+        f"images ({100 * share[LARGE]:.0f} %), at the same share of the pixels.{term}"
     )
+
+
+def _runs(values: pd.Series) -> str:
+    """The lowest and highest of several runs, in brackets."""
+    ends = [signed(values.min()), signed(values.max())]
+    return f" (single runs {ends[0]} to {ends[1]})" if len(values) > 1 else ""
 
 
 def plot_gains(table: pd.DataFrame, column: str = "gain") -> Figure | None:
