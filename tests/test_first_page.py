@@ -114,8 +114,10 @@ def test_flipped_records_change_the_words(study):
     assert chapter.sentences(mixed, {})[0].startswith("On some data: ")
     same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)), {})
     assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
-    assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 3
-    assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3
+    assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 4
+    assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3 + [
+        "no loss is shown to do that"
+    ]
     assert chapter.numbers(better) != chapter.numbers(worse)
 
 
@@ -128,7 +130,21 @@ def test_the_same_on_several_data_sets_is_said_once(study):
         datasets=("synthetic", "camvid"),
     )
     best = chapter.choices(differs)
-    assert len(best) == 6 and {row[1] for row in best} == {"CE", "PAT"}  # by network
+    assert len(best) == 8  # by network
+    assert {row[1] for row in best} == {"CE", "PAT", "no loss is shown to do that"}
+
+
+def test_where_miou_must_not_fall_a_loss_with_a_lower_one_is_not_taken(study, monkeypatch):
+    (compared,) = study({"CE": 0.0, "PAT": 0.2, "Focal": 0.1})
+    (row,) = chapter._keeping([compared])
+    assert row[0] == "PAT" and all(cell.startswith("+") for cell in row[1:])
+    true = chapter.Compared.decided
+
+    def decided(self, metric, method="PAT"):
+        return "lower" if (metric, method) == ("miou", "PAT") else true(self, metric, method)
+
+    monkeypatch.setattr(chapter.Compared, "decided", decided)
+    assert chapter._keeping([compared])[0][0] == "Focal"
 
 
 def test_one_seed_is_not_judged_and_named(study):
@@ -140,8 +156,7 @@ def test_one_seed_is_not_judged_and_named(study):
     some = study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"])
     assert "not judged: Focal on" in chapter.caption(some)
     assert chapter.sentences(some, {})[0].startswith("Yes")
-    (row,) = [row for row in chapter.choices(some) if row[0].startswith("mIoU")]
-    assert row[1] == "PAT"  # Focal may be as good, and is not judged
+    assert chapter.choices(some) == []  # Focal may be better, and is not judged
     change = {m: some[0].change(m, "tail") for m in ("PAT", "Focal")}
     assert np.isfinite(change["PAT"].low) and np.isnan(change["Focal"].low)
     by_seed = {r.method: r.score("tail") for r in some[0].runs if r.seed == 0}

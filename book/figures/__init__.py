@@ -80,6 +80,13 @@ def small_model(name: str) -> dict:
     return {param: value for param, value in (("width", 8), ("stages", 4)) if param in has}
 
 
+def network_name(runs: Sequence[Run]) -> str:
+    """The network of runs of one benchmark: ``U-Net``, or ``pretrained U-Net``."""
+    settings = runs[0].planned.settings
+    pretrained = settings["model_params"].get("encoder_weights") is not None
+    return f"{'pretrained ' if pretrained else ''}{MODELS[settings['model']].label}"
+
+
 def load_paper() -> dict:
     """The paper's own numbers."""
     return yaml.safe_load((ROOT / "study" / "paper.yaml").read_text())
@@ -195,7 +202,7 @@ def grid_table(
     """
     columns, tables = {}, {}
     for benchmark, runs in by_benchmark(load_runs(grid, records, seeds)).items():
-        where = f"{benchmark}, {MODELS[benchmark.model].label}"
+        where = f"{benchmark}, {network_name(runs)}"
         for metric, title in metrics.items():
             scores = summarize(runs, metric)
             columns[f"{where}: {title}"] = mean_and_std(scores)
@@ -315,7 +322,7 @@ def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
             column = {images: " / ".join(map(str, made["num_images"][0].values())), **column}
         else:
             column = {images: "", **column, "median wall time": ""}
-        columns[f"{benchmark}, {MODELS[benchmark.model].label}"] = column
+        columns[f"{benchmark}, {network_name(members)}"] = column
     return columns_table(name, columns, first="")
 
 

@@ -33,6 +33,7 @@ RESAMPLES = 2000  # test parts that the bootstrap draws
 METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
 #: score -> its name: what longer runs change, and the columns of the table of choices
 CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+KEEPING = "rare classes, mIoU not shown lower"
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
@@ -234,45 +235,65 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
 
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
     cross-entropy is taken where it is among them; else each has a row, the highest mean first.
+    ``KEEPING``, where mIoU must not fall, is answered by :func:`_keeping`. Data sets on which a
+    method has one seed do not count.
     """
     rows = []
-    for metric, aim in AIMS.items():
+    for metric, aim in (*AIMS.items(), (None, KEEPING)):
         for network in dict.fromkeys(c.network for c in compared):
-            of_network = [c for c in compared if c.network == network]
-            best = {c.data: c.judged.may_be_best(metric) for c in of_network}
-            best = {data: methods for data, methods in best.items() if methods}
-            if best:
-                judged = [c for c in of_network if c.data in best]
+            judged = [c for c in compared if c.network == network and c.decided("tail")]
+            if judged := [c for c in judged if not c.judged.single]:
                 where = f"{aim}, {network.removeprefix('a ')}"
-                rows += _choice(where, judged, best, metric)
+                taken = _best(judged, metric) if metric else _keeping(judged)
+                rows += [[where if n == 0 else "", *row] for n, row in enumerate(taken)]
     return rows
 
 
-def _choice(
-    where: str, judged: Sequence[Compared], best: Mapping[str, list[str]], metric: str
-) -> list[list[str]]:
+def _best(judged: Sequence[Compared], metric: str) -> list[list[str]]:
+    best = {c.data: c.judged.may_be_best(metric) for c in judged}
     first, *others = best.values()
     common = [m for m in first if all(m in of for of in others)]
     if not common:
         each = "; ".join(f"{data}: {', '.join(methods)}" for data, methods in best.items())
-        return [[where, f"depends on the data: {each}", *[""] * len(CHANGES)]]
+        return [[f"depends on the data: {each}", *[""] * len(CHANGES)]]
     if "CE" in common:
         ties = [m for m in common if m != "CE"]
         also = f" (not told apart: {listing(ties)})" if ties else ""
-        return [[where, f"CE{also}", *["0.0"] * len(CHANGES)]]
-
-    def changes(method: str, of: str) -> list[float]:
-        return [c.judged.against(of)[method].mean for c in judged]
-
-    ranked = sorted(common, key=lambda m: -np.mean(changes(m, metric)))
+        return [[f"CE{also}", *["0.0"] * len(CHANGES)]]
+    ranked = sorted(common, key=lambda m: -np.mean(_means(judged, m, metric)))
     return [
-        [
-            where if number == 0 else "",
-            method if number == 0 else f"or {method}",
-            *(_ends(changes(method, of)) for of in CHANGES),
-        ]
+        [method if number == 0 else f"or {method}", *_changes(judged, method)]
         for number, method in enumerate(ranked)
     ]
+
+
+def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
+    """The loss with the highest tail of those shown to be lower in neither mIoU nor tail.
+
+    Its tail must be shown to be higher than that of cross-entropy on one data set at least.
+    """
+    methods = [m for m in judged[0].judged.methods if all(c.decided("tail", m) for c in judged)]
+    words = {
+        m: [{metric: c.decided(metric, m) for metric in ("miou", "tail")} for c in judged]
+        for m in methods
+    }
+    kept = [
+        m
+        for m, of in words.items()
+        if any(w["tail"] == "higher" for w in of) and not any("lower" in w.values() for w in of)
+    ]
+    if not kept:
+        return [["no loss is shown to do that", *[""] * len(CHANGES)]]
+    best = max(kept, key=lambda m: np.mean(_means(judged, m, "tail")))
+    return [[best, *_changes(judged, best)]]
+
+
+def _means(judged: Sequence[Compared], method: str, metric: str) -> list[float]:
+    return [c.judged.against(metric)[method].mean for c in judged]
+
+
+def _changes(judged: Sequence[Compared], method: str) -> list[str]:
+    return [_ends(_means(judged, method, metric)) for metric in CHANGES]
 
 
 def _ends(values: Sequence[float]) -> str:

@@ -15,11 +15,10 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import GRIDS, ROOT, harmless, load_paper
+from figures import GRIDS, ROOT, harmless, load_paper, network_name
 from figures.judging import Judged
 from patlib.data import DATASETS
 from patlib.losses import build_loss
-from patlib.models import MODELS
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
 from patlib.study.runs import Run, by_benchmark, load_runs, scores
@@ -99,7 +98,7 @@ def read_evidence(
     for grid in grids:
         for benchmark, runs in by_benchmark(load_runs(GRIDS / grid, folder, seeds)).items():
             if any(run.record for run in runs):
-                panels[f"{benchmark} with {MODELS[benchmark.model].label}"] = runs
+                panels[f"{benchmark} with {network_name(runs)}"] = runs
     found = Evidence(
         panels,
         {title: Judged(runs, unjudged, resamples) for title, runs in panels.items()},
@@ -251,10 +250,10 @@ def architectures(evidence: Evidence) -> Verdict:
         if of_runs.seeds >= FEWEST_SEEDS:
             judged[f"{benchmark} {benchmark.model}"] = ({benchmark: runs}, of_runs)
     for benchmarks, of_runs in judged.values():
-        (benchmark,) = benchmarks
+        ((benchmark, runs),) = benchmarks.items()
         word = of_runs.verdict("PAT", "miou")
         if word and benchmark.model != "segnet":  # that is the first claim
-            network = MODELS[benchmark.model].label
+            network = network_name(runs)
             results[network].append(None if word == "not distinguishable" else word == "higher")
             found[network].append(f"{word} on {benchmark}")
     return _together(
