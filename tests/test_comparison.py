@@ -381,6 +381,44 @@ def test_settings_are_those_of_the_runs(toy):
     assert row["images (train / validation / test)"] == "9 / 3 / 20"
 
 
+def test_settings_stand_beside_those_of_the_paper(toy, tmp_path):
+    """The paper's as printed in Section 5 and 5.1 (sizes as height x width)."""
+    said = figures.settings_beside_paper(toy)
+    paper, ours = said.split(" Here: ")
+    assert paper == (
+        "The paper: 100 epochs; Oxford-IIIT Pet at 256 x 256, Cityscapes at 256 x 512 and NYUv2 at"
+        " 256 x 340 pixels; a split of 80 / 10 / 10 % of all images; by its numbers of"
+        " classes void is a class."
+    )
+    assert ours == (
+        "embedded at 32 x 40 pixels, 2 epochs; the published split; void is ignored."
+        " Any of these may explain a difference."
+    )
+    methods = {"CE": {"loss": "ce"}}
+    grids = [
+        dict(dataset="nyuv2", epochs=9, model="segnet", model_params={"width": 8, "stages": 3}),
+        dict(dataset="nyuv2", epochs=5, split_scheme="paper", void="class"),
+        dict(dataset="nyuv2", epochs=5, model="unet"),
+    ]
+    runs = []
+    for number, settings in enumerate(grids):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = grid_file(folder, methods, seeds=[0, 1], **settings)
+        fake_record(load_grid(path)[0], folder)  # of one seed
+        runs += load_runs(path, folder)
+    assert (
+        figures.settings_beside_paper(runs)
+        .split(" Here: ")[1]
+        .startswith(
+            "NYUv2 at 32 x 40 pixels, 5 (Attention U-Net and U-Net) and 9 (SegNet) epochs;"
+            " the published split and a split of 80 / 10 / 10 % of all images;"
+            " void is ignored and void is a class."
+        )
+    )
+    assert figures.settings_beside_paper([]) == f"{paper} Here nothing has been run yet."
+
+
 # -- the chapters -----------------------------------------------------------------------------
 
 PLANNED = {

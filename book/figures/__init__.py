@@ -23,7 +23,7 @@ import yaml
 from IPython.display import HTML, Image
 from myst_nb import glue
 
-from patlib.data import build_dataset
+from patlib.data import DATASETS, build_dataset
 from patlib.models import MODELS
 from patlib.plots import plot_runs
 from patlib.study.grids import data_root, load_grid, load_records
@@ -36,7 +36,7 @@ from patlib.study.runs import (
     summarize,
 )
 from patlib.study.statistics import GROUPS
-from patlib.study.wording import mean_and_std, seeds_note
+from patlib.study.wording import listing, mean_and_std, seeds_note
 
 ROOT = Path(__file__).parents[2]
 GRIDS = ROOT / "study" / "grids"
@@ -47,6 +47,12 @@ SCORES = {
     "mid": "mid",
     "tail": "tail",
 }
+SPLITS = {
+    "official": "the published split",
+    "grouped": "the published test part with validation cut by room or drive",
+    "paper": "a split of 80 / 10 / 10 % of all images",
+}
+VOID = {"class": "void is a class", "ignore": "void is ignored"}
 
 
 def records_folder(records: str | None) -> Path:
@@ -311,6 +317,50 @@ def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
             column = {images: "", **column, "median wall time": ""}
         columns[f"{benchmark}, {MODELS[benchmark.model].label}"] = column
     return columns_table(name, columns, first="")
+
+
+def settings_beside_paper(runs: Sequence[Run]) -> str:
+    """The paper's lengths, image sizes, parts and void beside those of these runs: for a line.
+
+    Args:
+        runs: of any grids, whose scores stand beside those of the paper; those without a record do
+            not count.
+    """
+    protocol = load_paper()["protocol"]
+    sizes = [
+        f"{DATASETS[name].label} at {_size(size)}" for name, size in protocol["image_size"].items()
+    ]
+    paper = (
+        f"The paper: {protocol['epochs']} epochs; {listing(sizes)} pixels; a split"
+        f" of {protocol['splits']}; by its numbers of classes {VOID[protocol['void']]}."
+    )
+    done = [run for run in runs if run.record]
+    if not done:
+        return f"{paper} Here nothing has been run yet."
+    settings = [run.planned.settings for run in done]
+    several = len({s["model"] for s in settings}) > 1
+    lengths: dict[str, dict[int, dict[str, None]]] = {}  # where -> epochs -> networks
+    for s in settings:
+        where = f"{DATASETS[s['dataset']].label} at {_size(s['image_size'])} pixels"
+        networks = lengths.setdefault(where, {}).setdefault(s["epochs"], {})
+        networks[MODELS[s["model"]].label] = None
+    trained = []
+    for where, of in lengths.items():
+        each = [
+            f"{epochs} ({listing(networks)})" if several else str(epochs)
+            for epochs, networks in sorted(of.items())
+        ]
+        trained.append(f"{where}, {listing(each)} epochs")
+    schemes = listing(dict.fromkeys(SPLITS[s["split_scheme"]] for s in settings))
+    void = listing(dict.fromkeys(VOID[s["void"]] for s in settings))
+    return (
+        f"{paper} Here: {'; '.join(trained)}; {schemes}; {void}. Any of these may explain a"
+        " difference."
+    )
+
+
+def _size(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def as_png(figure, missing: tuple[str, str] | None = None, colors: int = 256) -> Image | None:
