@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from chapters import Chapter, cells, figures, read_tables, source, stored_tables, tagged
 from fake_runs import fake_record, grid_file
-from figures.temperature import plot_scores_over, tidy
+from figures.temperature import equal_cells, plot_scores_over, tidy
 
 from patlib.metrics import class_groups
 from patlib.plots import (
@@ -245,6 +245,21 @@ def paper_number(table, method, label, network):
     else:
         node = PAPER["table2"][NETWORKS[network[0]]][loss]
     return node[dataset][metric]
+
+
+def test_equal_cells_of_two_networks():
+    scores = {"camvid": {"miou": 1.0, "pixel_accuracy": 2.0}}
+    other = {"camvid": {"miou": 1.0, "pixel_accuracy": 3.0}}
+    tables = {"a": {"x": scores, "y": other}, "b": {"x": other, "z": scores}, "c": {"x": other}}
+    equal, pairs = equal_cells(tables)
+    # a and b, a and c, b and c, which have row x in common; the latter are the same.
+    both = [("x", "camvid", "miou", 1.0), ("x", "camvid", "pixel_accuracy", 3.0)]
+    assert equal == [both[0], both[0], *both] and pairs == 6
+    # 7 losses (BMS is in Table 1 alone), 3 data sets, 2 scores, 6 pairs of 4 networks
+    found, pairs = equal_cells({"segnet": PAPER["table1"], **PAPER["table2"]})
+    assert found == [("pat", "cityscapes", "pixel_accuracy", 85.80)] and pairs == 7 * 3 * 2 * 6
+    found, pairs = equal_cells(PAPER["table3"])
+    assert len(found) == 4 and pairs == 4 * 3 * 2
 
 
 # -- figures ----------------------------------------------------------------------------------
