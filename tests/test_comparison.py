@@ -9,7 +9,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from chapters import Chapter, cells, figures, read_tables, source, stored_tables, tagged
+from chapters import (
+    Chapter,
+    cells,
+    figures,
+    read_tables,
+    source,
+    stored_glue,
+    stored_tables,
+    tagged,
+)
 from fake_runs import fake_record, grid_file
 from figures.temperature import equal_cells, plot_scores_over, tidy
 
@@ -185,6 +194,37 @@ def test_stored_numbers_of_the_architectures_are_those_of_the_records():
             assert text == recorded_text(grid_of(label), group, method, "camvid", model)
             checked += 1
     assert checked >= 5 * len(ran) > 0
+
+
+def test_stored_answer_on_the_architectures_is_that_of_the_records():
+    """Each network's PAT minus cross-entropy, those with as many seeds and epochs together."""
+    answer = {}
+    for part in stored_glue("architectures")["architectures-words"].removesuffix(".").split("; "):
+        names, scale, miou, tail = re.fullmatch(
+            r"with ([^(]+) \(([^)]+)\) (.+) in mIoU and (.+) in the tail", part
+        ).groups()
+        listed = [re.split(", | and ", text) for text in (names, miou, tail)]
+        answer |= {name: (scale, *changes) for name, *changes in zip(*listed, strict=True)}
+    for label, model in NETWORKS.items():
+        grid = "table1" if model == "segnet" else "table2"
+        planned, found = planned_runs(grid, "camvid", model), {}
+        for p in planned:
+            if (path := RECORDS / f"{p.name}.json").is_file():
+                test = json.loads(path.read_text())["result"]["test"]
+                found.setdefault(p.method, []).append([test["miou"], test["tail"]])
+        number = len(found["PAT"])
+        assert len(found["CE"]) == number
+        changes = 100 * (np.mean(found["PAT"], axis=0) - np.mean(found["CE"], axis=0))
+        scale, *said = answer.pop(label)
+        assert scale.removesuffix(", not judged") == (
+            f"{'one seed' if number == 1 else f'{number} seeds'} of {planned[0].settings['epochs']}"
+            " epochs"
+        )
+        assert (number == 1) == scale.endswith("not judged")
+        for change, text in zip(changes, said, strict=True):
+            assert round(change, 1) == float(text.split(" (")[0].replace("−", "-"))
+            assert (number == 1) == ("(" not in text)
+    assert not answer
 
 
 def test_stored_numbers_of_the_temperatures_are_those_of_the_records():
@@ -477,7 +517,8 @@ def test_chapter_with_other_parameters(name, tmp_path):
     elif name == "architectures":
         text = tables["architectures-gains"]["SegNet"]["CamVid, ours: all classes"]
         assert text.startswith("not judged: +")
-        assert "With SegNet there is one seed" in page.glued["architectures-words"]
+        words = page.glued["architectures-words"]
+        assert words.startswith("with SegNet (one seed of 30 epochs, not judged) +")
         assert tables["architectures-gains"]["U-Net"]["ours: tail"] == "not run"  # seed 0 alone
     else:
         ours = tables["temperature-table3-miou"]["SegNet, CamVid, ours"]
