@@ -9,9 +9,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from chapters import Chapter, cells, figures, read_tables, source, stored_tables, tagged
+from chapters import (
+    Chapter,
+    cells,
+    figures,
+    read_tables,
+    source,
+    stored_glue,
+    stored_tables,
+    tagged,
+)
 from fake_runs import fake_record, grid_file
-from figures.temperature import plot_scores_over, tidy
+from figures.temperature import equal_cells, plot_scores_over, tidy
 
 from patlib.metrics import class_groups
 from patlib.plots import (
@@ -187,6 +196,37 @@ def test_stored_numbers_of_the_architectures_are_those_of_the_records():
     assert checked >= 5 * len(ran) > 0
 
 
+def test_stored_answer_on_the_architectures_is_that_of_the_records():
+    """Each network's PAT minus cross-entropy, those with as many seeds and epochs together."""
+    answer = {}
+    for part in stored_glue("architectures")["architectures-words"].removesuffix(".").split("; "):
+        names, scale, miou, tail = re.fullmatch(
+            r"with ([^(]+) \(([^)]+)\) (.+) in mIoU and (.+) in the tail", part
+        ).groups()
+        listed = [re.split(", | and ", text) for text in (names, miou, tail)]
+        answer |= {name: (scale, *changes) for name, *changes in zip(*listed, strict=True)}
+    for label, model in NETWORKS.items():
+        grid = "table1" if model == "segnet" else "table2"
+        planned, found = planned_runs(grid, "camvid", model), {}
+        for p in planned:
+            if (path := RECORDS / f"{p.name}.json").is_file():
+                test = json.loads(path.read_text())["result"]["test"]
+                found.setdefault(p.method, []).append([test["miou"], test["tail"]])
+        number = len(found["PAT"])
+        assert len(found["CE"]) == number
+        changes = 100 * (np.mean(found["PAT"], axis=0) - np.mean(found["CE"], axis=0))
+        scale, *said = answer.pop(label)
+        assert scale.removesuffix(", not judged") == (
+            f"{'one seed' if number == 1 else f'{number} seeds'} of {planned[0].settings['epochs']}"
+            " epochs"
+        )
+        assert (number == 1) == scale.endswith("not judged")
+        for change, text in zip(changes, said, strict=True):
+            assert round(change, 1) == float(text.split(" (")[0].replace("−", "-"))
+            assert (number == 1) == ("(" not in text)
+    assert not answer
+
+
 def test_stored_numbers_of_the_temperatures_are_those_of_the_records():
     tables = stored_tables("temperature")
     checked = 0
@@ -245,6 +285,21 @@ def paper_number(table, method, label, network):
     else:
         node = PAPER["table2"][NETWORKS[network[0]]][loss]
     return node[dataset][metric]
+
+
+def test_equal_cells_of_two_networks():
+    scores = {"camvid": {"miou": 1.0, "pixel_accuracy": 2.0}}
+    other = {"camvid": {"miou": 1.0, "pixel_accuracy": 3.0}}
+    tables = {"a": {"x": scores, "y": other}, "b": {"x": other, "z": scores}, "c": {"x": other}}
+    equal, pairs = equal_cells(tables)
+    # a and b, a and c, b and c, which have row x in common; the latter are the same.
+    both = [("x", "camvid", "miou", 1.0), ("x", "camvid", "pixel_accuracy", 3.0)]
+    assert equal == [both[0], both[0], *both] and pairs == 6
+    # 7 losses (BMS is in Table 1 alone), 3 data sets, 2 scores, 6 pairs of 4 networks
+    found, pairs = equal_cells({"segnet": PAPER["table1"], **PAPER["table2"]})
+    assert found == [("pat", "cityscapes", "pixel_accuracy", 85.80)] and pairs == 7 * 3 * 2 * 6
+    found, pairs = equal_cells(PAPER["table3"])
+    assert len(found) == 4 and pairs == 4 * 3 * 2
 
 
 # -- figures ----------------------------------------------------------------------------------
@@ -462,7 +517,8 @@ def test_chapter_with_other_parameters(name, tmp_path):
     elif name == "architectures":
         text = tables["architectures-gains"]["SegNet"]["CamVid, ours: all classes"]
         assert text.startswith("not judged: +")
-        assert "With SegNet there is one seed" in page.glued["architectures-words"]
+        words = page.glued["architectures-words"]
+        assert words.startswith("with SegNet (one seed of 30 epochs, not judged) +")
         assert tables["architectures-gains"]["U-Net"]["ours: tail"] == "not run"  # seed 0 alone
     else:
         ours = tables["temperature-table3-miou"]["SegNet, CamVid, ours"]

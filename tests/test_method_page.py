@@ -19,6 +19,7 @@ from figures.method import (
     quote,
 )
 
+from patlib.data import build_dataset
 from patlib.losses import LOSSES, ce_loss, focal_loss, pat, pat_loss
 from patlib.released import pat_ina, pat_inap
 
@@ -192,6 +193,11 @@ def test_page_with_other_parameters():
     assert values["method-beta-max"] == f"{np.exp(1.8):.4f}"
     assert values["method-factor"] == f"{200 / np.e:.1f}"
     assert values["method-focal-high"] == "1e-10"
+    # Those of the paper's tables, T = 20, stay; and the scene is the one whose pixels are counted.
+    assert (values["method-tables-T"], values["method-tables-spread"]) == ("20", "5.1")
+    scene = page.space["mask"].shape
+    assert values["method-scene"] == f"{scene[0]} x {scene[1]}"
+    assert scene == tuple(build_dataset("synthetic")[3][1].shape)
 
 
 @pytest.mark.parametrize(

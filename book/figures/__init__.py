@@ -269,7 +269,7 @@ def groups_table(name: str, parts: Mapping[str, Sequence[Run]], first: str, note
 
 
 def statements_table(name: str, paper: Mapping, table_of_paper: str) -> HTML:
-    """The paper's sentences on one of its tables beside what that table holds."""
+    """The paper's statements on one of its tables beside what that table holds."""
     rows = []
     for statement in paper["statements"]:
         if statement["tables"][0][0].startswith(table_of_paper):

@@ -359,6 +359,13 @@ def bms_words(table: pd.DataFrame) -> str:
     if not released or not real:
         return "Runs with the balanced softmax of the released code are still to come."
     names = [DATASETS[dataset].label for dataset in released]
+    runs = table.groupby(["dataset", "method"])["seed"].nunique()
+
+    def seeds(method: str) -> str:
+        numbers = [int(runs[dataset, method]) for dataset in released]
+        if len(set(numbers)) < len(numbers):
+            return f"{numbers[0]} seed{'s' if numbers[0] > 1 else ''} each"
+        return f"{listing(map(str, numbers))} seed{'s' if max(numbers) > 1 else ''}"
 
     def texts(values: Mapping[str, float]) -> str:
         percent = [f"{100 * v:.0f}" if v >= 0.095 else f"{100 * v:.1f}" for v in values.values()]
@@ -375,8 +382,8 @@ def bms_words(table: pd.DataFrame) -> str:
     both = "" if len(released) > 1 else " (the other data set is still to be run)"
     return (
         f"Exponentiated twice, balanced softmax keeps {texts(released)} of the mIoU of "
-        f"cross-entropy on {listing(names)}, and the loss of Ren et al. {texts(real)}: "
-        f"{verdict}{both}"
+        f"cross-entropy on {listing(names)} ({seeds('BMS, released')}), and the loss of Ren et al. "
+        f"{texts(real)} ({seeds('BMS')}): {verdict}{both}"
     ).removesuffix(".") + "."
 
 
@@ -396,13 +403,23 @@ def gain_words(rows: Sequence[tuple]) -> str:
 
     parts = [f"it is raised by {named(up)}"] if up else []
     parts += [f"{'' if up else 'it is '}lowered by {named(down)}"] if down else []
-    if others and parts:
-        parts.append(f"left within its interval by {others} of the {len(on_pair)} points")
-    elif others:
-        parts = [f"none of the {others} points that were run changes it beyond its interval"]
+    said = [listing(parts)] if parts else []
+    if others:
+        number, verb = (others, "is" if others == 1 else "are") if parts else ("none", "is")
+        said.append(
+            f"{number} of the {len(on_pair)} points that were run {verb}{' not' if parts else ''}"
+            " shown to change it"
+        )
+        # The interval is wide enough for the printed gain to be this point's doing alone.
+        whole = sum(abs(e.mean - gain / 100) <= e.half for _, _, e, *_ in on_pair if not e.seen)
+        said.append(
+            f"for {whole} of them the interval also holds the whole {gain:.1f}"
+            if whole
+            else f"no interval of theirs holds the whole {gain:.1f}"
+        )
     return (
         f"The paper's PAT is {gain:.1f} points of mIoU above its CE on NYUv2: here "
-        f"{listing(parts)}."
+        f"{'; '.join(said)}."
     )
 
 

@@ -1,6 +1,7 @@
 """Which part of PAT does what; scores over the temperature and over the exponent of the size."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import pandas as pd
 import seaborn as sns
@@ -35,6 +36,34 @@ def parts_words(judged: Judged, where: str) -> str:
     if not said:
         return "The runs that tell are still to come."
     return f"Beside cross-entropy on {where}, in points: {'; '.join(said)}."
+
+
+def equal_cells(tables: Mapping[str, Mapping]) -> tuple[list[tuple], int]:
+    """Cells of the paper that are the same, as printed, with two networks.
+
+    Args:
+        tables: network -> loss or temperature -> data set -> score -> number.
+
+    Returns:
+        Of each pair of equal cells the loss or temperature, data set, score and number; and how
+        many pairs there are. A cell that one of two networks lacks makes no pair.
+    """
+    cells = [
+        {
+            (row, name, metric): number
+            for row, by_name in table.items()
+            for name, values in by_name.items()
+            for metric, number in values.items()
+        }
+        for table in tables.values()
+    ]
+    pairs = [
+        (*key, number, other[key])
+        for one, other in combinations(cells, 2)
+        for key, number in one.items()
+        if key in other
+    ]
+    return [pair[:-1] for pair in pairs if pair[-2] == pair[-1]], len(pairs)
 
 
 def plot_scores_over(

@@ -382,9 +382,15 @@ def bms_collapses(evidence: Evidence) -> Verdict:
 
 
 def numbers_of_the_abstract(evidence: Evidence) -> Verdict:
-    agree = [check_statement(evidence.paper, s)[1] for s in evidence.paper["statements"]]
+    statements = evidence.paper["statements"]
+    agree = [check_statement(evidence.paper, s)[1] for s in statements]
+    in_text = [s["sentence"] for s in statements if "sentence" in s]
     word = HOLDS if all(agree) else IN_PART if any(agree) else FAILS
-    return Verdict(word, f"{sum(agree)} of {len(agree)} statements agree with the tables")
+    return Verdict(
+        word,
+        f"{sum(agree)} of {len(agree)} statements agree with the tables ({len(in_text)} in "
+        f"{len(set(in_text))} sentences, {len(agree) - len(in_text)} cells of Table 1)",
+    )
 
 
 RULES: dict[str, Callable[[Evidence], Verdict]] = {

@@ -26,10 +26,10 @@ def describe_address(address: str) -> str:
 
 
 def check_statement(paper: Mapping, statement: Mapping) -> tuple[list[float], bool]:
-    """What the paper's tables give for a sentence of its text (an entry of ``statements``).
+    """What the paper's tables give for what it says about them (an entry of ``statements``).
 
     Returns:
-        The differences between the numbers that the sentence is about (the smallest and the
+        The differences between the numbers that the statement is about (the smallest and the
         largest, where it gives a range), and whether they round to the printed numbers.
     """
     printed = statement["printed"]
@@ -44,10 +44,10 @@ def check_statement(paper: Mapping, statement: Mapping) -> tuple[list[float], bo
 
 
 def check_bold(paper: Mapping) -> list[tuple[str, str]]:
-    """Numbers that the paper prints in bold though another in their column is better.
+    """Numbers that the paper marks as best though another in their column is better.
 
     Returns:
-        (address of the bold number, address of the best one).
+        (address of the marked number, address of the best one).
     """
     wrong = []
     for address in paper["bold"]:
