@@ -140,6 +140,12 @@ def test_calibration_is_read_from_its_file(tmp_path):
     found = {"all_intervals_hold": 0.955, "wrong_sign": 0.0025, "best_is_kept": 1.0}
     path.write_text(json.dumps({"X": {"tail": {"3": found}}}))
     assert chapter.calibration(path) == [["X, IoU of the tail", "3", "95.5", "0.2", "100.0"]]
+    assert chapter.calibration_words(path) == ""
+    low = {**found, "all_intervals_hold": 0.9}
+    path.write_text(json.dumps({"X": {"miou": {"3": found}, "tail": {"3": found, "5": low}}}))
+    assert chapter.calibration_words(path) == (
+        "They hold less often than promised in: IoU of the tail on X (90 to 96 %)."
+    )
 
 
 def test_the_paper_and_its_code_need_no_records_for_the_tables_of_the_paper(tmp_path):

@@ -206,3 +206,22 @@ def calibration(path) -> list[list[str]]:
                 shares = [f"{100 * found[name]:.1f}" for name in names]
                 rows.append([f"{data}, {NAMES[metric]}", seeds, *shares])
     return rows
+
+
+def calibration_words(path, least: float = 0.93) -> str:
+    """Where all intervals hold together less often than promised: a sentence, or nothing.
+
+    Args:
+        path: of ``calibration.json``.
+        least: with 400 studies a share below this is not 0.95 by chance (two standard errors).
+    """
+    short = []
+    for data, by_metric in json.loads(path.read_text()).items():
+        for metric, by_seeds in by_metric.items():
+            shares = [100 * found["all_intervals_hold"] for found in by_seeds.values()]
+            if min(shares) < 100 * least:
+                ends = dict.fromkeys(f"{share:.0f}" for share in (min(shares), max(shares)))
+                short.append(f"{NAMES[metric]} on {data} ({' to '.join(ends)} %)")
+    if not short:
+        return ""
+    return f"They hold less often than promised in: {'; '.join(short)}."
