@@ -81,7 +81,11 @@ def test_a_single_seed_is_not_judged(study):
     assert judging.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
     assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
     assert "is not decided yet" in chapter.recommend({"x": found}, "miou")
-    assert judging.plot_contrasts({"x": found}) is not None
+    figure = judging.plot_contrasts({"x": found})
+    (legend,) = figure.legends
+    assert "without a line: not judged" in legend.get_texts()[-1].get_text()
+    figure.canvas.draw()
+    assert 0 <= legend.get_window_extent().x0
 
 
 def test_nothing_to_compare(study):

@@ -299,6 +299,19 @@ def test_figures_and_texts_have_no_pale_frame_in_the_dark(browser, address):
         assert frames and set(frames) == {"rgba(0, 0, 0, 0) 0px"}
 
 
+def test_what_stands_with_a_table_stays_in_a_telephone_when_it_scrolls(browser, address):
+    visit(browser, f"{address}/notebooks/baselines.html", NARROW)
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('.output.text_html')].map((output) => {"
+        "output.scrollLeft = 1000;"
+        "const kept = 'caption, p.csv, tbody tr > :first-child';"
+        "return [output.scrollLeft, ...[...output.querySelectorAll(kept)]"
+        ".map((e) => e.getBoundingClientRect()).flatMap((r) => [r.left, r.right])]})"
+    )
+    assert max(scrolled for scrolled, *_ in found) > 100
+    assert all(-1 <= x <= NARROW[0] for _, *sides in found for x in sides)
+
+
 def test_set_up_and_parameters_stand_at_the_end_of_a_page(site):
     for chapter in CHAPTERS:
         text = (site / f"{chapter}.html").read_text()

@@ -358,6 +358,21 @@ def test_heat_map_and_curves(toy):
     assert [t.get_text() for t in curves.legends[0].get_texts()] == ["CE", "PAT"]
 
 
+def test_a_legend_of_many_methods_lies_within_its_figure(tmp_path):
+    """The methods are those of the chapter on the baselines."""
+    planned = [run for name in ("table1", "unet") for run in load_grid(SMALL / f"{name}.yaml")]
+    methods = {run.method: {"loss": "ce"} for run in planned}
+    grid = grid_file(tmp_path, methods, seeds=[0])
+    for planned in load_grid(grid):
+        fake_record(planned, tmp_path)
+    figure = plot_validation({"many": load_runs(grid, tmp_path)})
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == len(methods) > 8
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width and box.y0 >= 0
+
+
 def test_differences_are_filled_where_they_are_significant(toy):
     difference = Difference("PAT", "CE", {0: 0.11, 1: 0.09}, 0.08, 0.12)
     flat = Difference("CB", "CE", {0: 0.01, 1: -0.01}, -0.02, 0.02)

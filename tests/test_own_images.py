@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from chapters import NOTEBOOKS
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import patlib.own_images.comparison
@@ -584,6 +585,32 @@ def test_no_winner_is_called_that_is_not_distinguishable(compared):
         # A run of each of two methods takes 7 seconds by the plan.
         minutes = {1: 0.5, 2: 0.2}[len(seeds)]
         assert said[-1].endswith(f"--seeds 3 adds them, in about {minutes} minutes.")
+
+
+def test_with_one_seed_the_tail_is_named_beside_miou(compared):
+    *_, result = compared
+    one = with_differences(result, {"A": (-0.05, 0.06), "B": (0.02, 0.06)}, seeds=[0])
+    assert "Tail IoU" not in " ".join(own_images.verdict(one))  # there is no score of it
+    tail = [Difference("A", result.best, {0: 0.031}, 0.0, 0.1),
+            Difference("B", result.best, {0: float("nan")}, 0.0, 0.1)]  # fmt: skip
+    said = own_images.verdict(replace(one, differences={**one.differences, "tail": tail}))
+    assert said[1].startswith(f"Test mIoU minus that of {result.best}, in points: A")
+    assert said[2] == f"Tail IoU minus that of {result.best}, in points: A +3.1."
+    several = with_differences(result, {"A": (-0.05, 0.06)})
+    assert "minus that of" not in " ".join(own_images.verdict(several))
+
+
+def test_texts_are_shown_as_text_in_markdown_and_options_as_code():
+    texts = ["'<b>pole_1 & `post`*'", "[a](b) {glue}`c` $x$ ~~d~~ #e \\ a--b"]
+    texts += ["the same --seeds 3 --out, or --image_size"]
+    options = []
+    shown = MarkdownIt("gfm-like").parse(own_images.as_markdown(texts))[1::3]
+    for inline, text in zip(shown, texts, strict=True):
+        assert "".join(token.content for token in inline.children) == text
+        options += [token.content for token in inline.children if token.type == "code_inline"]
+        kinds = {token.type for token in inline.children}
+        assert kinds <= {"text", "text_special", "code_inline"}
+    assert options == ["--seeds 3", "--out", "--image_size"]
 
 
 def test_short_runs_are_named_before_seeds(compared):

@@ -146,7 +146,13 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
     mark = dict(marker="o", linestyle="", markersize=7, color="black")
     handles = [
         Line2D([], [], label="higher or lower", **mark),
-        Line2D([], [], label="not told apart from CE", markerfacecolor="white", **mark),
+        Line2D(
+            [],
+            [],
+            label="not told apart from CE; without a line: not judged",
+            markerfacecolor="white",
+            **mark,
+        ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

@@ -16,13 +16,14 @@ from patlib.own_images.comparison import (
 from patlib.own_images.demo import write_folder
 from patlib.own_images.folder import Survey, notes, survey
 from patlib.own_images.plan import CANDIDATES, Plan, check_losses, make_plan, shared_settings
-from patlib.own_images.report import make_figures, summary_table, write_report
+from patlib.own_images.report import as_markdown, make_figures, summary_table, write_report
 
 __all__ = [
     "CANDIDATES",
     "Comparison",
     "Plan",
     "Survey",
+    "as_markdown",
     "check_losses",
     "compare",
     "finished_runs",

@@ -359,6 +359,8 @@ def verdict(found: Comparison) -> list[str]:
             "of the losses may be chance.",
             f"Test mIoU minus that of {best}, in points: {_each(judged)}.",
         ]
+        if tails := [d for d in found.differences["tail"] if np.isfinite(d.mean)]:
+            said.append(f"Tail IoU minus that of {best}, in points: {_each(tails)}.")
     elif same or better:
         said = [f"No clear winner. {best}{how} has {scored}, and is in best/."]
     else:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -226,6 +227,19 @@ def _words() -> str:
 
 def _paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
+def as_markdown(texts: Iterable[str]) -> str:
+    """Paragraphs in Markdown; names of classes and files are shown as text, whatever they hold.
+
+    Options are code: Sphinx would make one dash of their two hyphens.
+    """
+
+    def shown(found: re.Match) -> str:
+        return f"`{found[0]}`" if found[0].startswith("--") else f"\\{found[0]}"
+
+    special = r"(?<!\S)--\w+(?: \d+)?|[\\`*_{}\[\]<>#$&|~]"
+    return "\n\n".join(re.sub(special, shown, text) for text in texts)
 
 
 def _counts(survey: Survey) -> str:

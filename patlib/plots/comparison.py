@@ -228,7 +228,8 @@ def plot_validation(panels: Mapping[str, Iterable[Run]], ncols: int = 3) -> Figu
             axis.get_legend().remove()
         else:
             axis.set_visible(False)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 8))
+    # The labels of six columns can be wider than the figure, which would cut them.
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 5))
     return figure
 
 
