@@ -109,8 +109,13 @@ def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
     pooled = judging.Judged(failing, resamples=300).against("miou")["PAT"]
     assert (apart.low, apart.high) == (alone.low, alone.high)
     assert pooled.high - pooled.low > 3 * (alone.high - alone.low)
-    assert "LDAM fails on some seeds" in chapter.left_out({"x": failing}, ["LDAM"])
-    assert chapter.left_out({"x": runs}, ["LDAM"]) == ""
+    judged = {"x": judging.Judged(failing, ["LDAM"], resamples=300)}
+    said = chapter.left_out({"x": failing}, judged, ["LDAM"], resamples=300)
+    tails = [run.score("tail") for run in failing if run.method == "LDAM"]
+    assert f"on x its tail differs by {100 * (max(tails) - min(tails)):.1f} points" in said
+    words = [of.verdict("PAT", "miou") for of in (judged["x"], judging.Judged(failing))]
+    assert words[0] != words[1] and f"mIoU on x, {words[0]} → {words[1]}" in said
+    assert chapter.left_out({"x": runs}, judged, ["LDAM"]) == ""
 
 
 def test_curves_that_still_rise_are_named(study):

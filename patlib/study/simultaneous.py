@@ -305,6 +305,9 @@ def group_weights(
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """A with A Aᵀ = covariance, also of a singular one."""
+    """The symmetric root of a covariance, also of a singular one.
+
+    It is unique: other processors give eigenvectors other signs, and draws would differ by them.
+    """
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(values.clip(0))
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
