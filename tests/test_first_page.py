@@ -204,6 +204,12 @@ def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
         "+1.0 on NYUv2"
     ) in sure
     assert "short" not in chapter.sentences(compared, {})[-1]
+    shares = {"CE": 0.0, "PAT": 0.2}
+    both = study(
+        {"synthetic": shares, "camvid": shares}, datasets=("synthetic", "camvid")
+    )  # the second network has no longer runs
+    answer, _, sure = chapter.sentences(both, longer)
+    assert answer.startswith("Yes: ") and "the runs of net synthetic are short" in sure
     monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", epochs))
     assert "short" not in chapter.sentences(compared, longer)[-1]
 

@@ -168,7 +168,8 @@ def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, fl
         higher, lower = (len(tail.get(word, [])) for word in ("higher", "lower"))
         lead = "Yes" if higher == number else "On some data" if higher else "No"
         lead = "It harms them" if lower == number else lead
-        if lead == "Yes" and longer and _epochs_if_short(compared):
+        only_short = {c.network for c, _ in tail.get("higher", [])} == {LONGER[0]}
+        if lead == "Yes" and only_short and longer and _epochs_if_short(compared):
             lead = "In short runs, yes"
         said.append(
             f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
