@@ -99,7 +99,7 @@ def test_differences_are_those_of_the_counts(study):
     assert pat.pixel_accuracy == pytest.approx(2 * 0.4 * 1000 / 15000, abs=2e-3)
 
 
-def test_an_interval_that_holds_0_wins_in_the_mean_only(study):
+def test_an_interval_that_holds_0_wins_in_the_mean_only():
     wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 1.0)
     sure = chapter.Contrast("PAT", "CE", 0.01, 0.005, 0.03, 1.0)
     assert chapter.Judgement("PAT", wide, sure, 0.0).word == chapter.IN_MEAN

@@ -208,6 +208,13 @@ def calibration(path) -> list[list[str]]:
     return rows
 
 
+def drawn_studies(path) -> str:
+    """How many studies were drawn for each row of :func:`calibration`: ``400``."""
+    by_data = json.loads(path.read_text()).values()
+    numbers = {f["studies"] for of in by_data for seeds in of.values() for f in seeds.values()}
+    return listing(map(str, sorted(numbers)))
+
+
 def calibration_words(path, least: float = 0.93) -> str:
     """Where all intervals hold together less often than promised: a sentence, or nothing.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from figures.features_or_prior import SYMBOLS
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, by_method
@@ -140,9 +141,8 @@ def screening(runs: Sequence[Run]) -> pd.DataFrame:
         kind, strength = best_shift(members)
         curve = shift_curve(members, kind, "validation")
         row = curve[np.isclose(curve.strength, strength)].iloc[0]
-        symbol = {"tau": "τ", "kappa": "κ"}[kind]
         scores = {name: row[name] for name in ("miou", "tail", "pixel_accuracy")}
-        table[method] = {"shift": f"{symbol} = {strength:g}", **scores}
+        table[method] = {"shift": f"{SYMBOLS[kind]} = {strength:g}", **scores}
     table = pd.DataFrame.from_dict(table, orient="index")
     if table.empty:
         return table

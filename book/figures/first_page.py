@@ -242,8 +242,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
     rows = []
     for metric, aim in (*AIMS.items(), (None, KEEPING)):
         for network in dict.fromkeys(c.network for c in compared):
-            judged = [c for c in compared if c.network == network and c.decided("tail")]
-            if judged := [c for c in judged if not c.judged.single]:
+            of_network = [c for c in compared if c.network == network and c.decided("tail")]
+            if judged := [c for c in of_network if not c.judged.single]:
                 where = f"{aim}, {network.removeprefix('a ')}"
                 taken = _best(judged, metric) if metric else _keeping(judged)
                 rows += [[where if n == 0 else "", *row] for n, row in enumerate(taken)]
