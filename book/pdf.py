@@ -14,12 +14,20 @@ from patlib.files import write_whole
 
 SINGLE = Path(__file__).parents[1] / "_build" / "singlehtml"
 SECONDS = 300  # to typeset the formulas of all pages, and to print them
-# The size of a printed book; and without what works on a screen only.
+# The size of a printed book, a chapter from the top of a page, without what works on a screen only.
+# What scrolls on a screen is whole on paper: Chromium breaks no box that scrolls between two pages.
 STYLE = """<style>
-@page { size: A4; margin: 15mm }
+@page { size: A4; margin: 15mm; @bottom-center { content: counter(page); font: 9px sans-serif } }
 html { font-size: 11px !important }
 .copybtn, .headerlink, p.csv, details.hide, div.tag_hide-cell { display: none !important }
-figure, tr { break-inside: avoid }
+figure, img, tr { break-inside: avoid }
+img { max-height: 23cm }
+span[id^="document-"] + section { break-before: page }
+h1, h2, h3, h4 { break-after: avoid }
+main * { overflow: visible !important; max-height: none !important }
+pre { white-space: pre-wrap !important }
+table.dataframe { min-width: 0 !important; font-size: 0.85em }
+table.dataframe :is(th, td) { padding: 0.2em 0.4em !important }
 </style>"""
 
 

@@ -154,6 +154,11 @@ def test_scores_of_all_runs_can_be_downloaded(site, pages):
             assert file.resolve().read_bytes() == (ROOT / "study/records" / name).read_bytes()
 
 
+def test_the_reference_describes_no_field_by_its_position(site):
+    text = (site / "book" / "api.html").read_text()
+    assert "patlib.evaluation.Evaluation" in text and "Alias for field" not in text
+
+
 def test_the_last_page_lists_every_notebook(pages, site):
     text = (site / f"{PAGES[-1]}.html").read_text()
     assert all(f">{Path(chapter).name}<" in text for chapter in CHAPTERS)
