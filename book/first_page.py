@@ -20,6 +20,7 @@ matplotlib.use("agg")
 FIGURE = ROOT / "book" / "images" / "answer.png"
 README, INDEX = ROOT / "README.md", ROOT / "book" / "index.md"
 TERMS = ("tail", "head", "pixel accuracy", "mIoU", "seed", "interval")  # of the glossary
+LINKED = ("answer", "sure")  # texts with links to the glossary
 CHOICE = ["you care for", "take", *first_page.CHANGES.values()]
 CLAIMS = ["verdict", "the study, arithmetic, benchmarks", "with the short runs before"]
 ALT = "What each loss changes beside cross-entropy, in mIoU, head and tail, on each data set"
@@ -33,10 +34,10 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
         what_holds.read_evidence(grids, records, unjudged=first_page.UNJUDGED, short=short)
         for grids, short in ((first_page.STUDY, False), (first_page.SHORT, True))
     )
+    longer = first_page.longer_runs(records)
     texts = {
-        "answer": "\n".join(
-            f"- {said}" for said in first_page.sentences(compared, first_page.longer_runs(records))
-        ),
+        "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared, longer)),
+        "sure": first_page.how_sure(compared, longer),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
         "claims": first_page.markdown(CLAIMS, first_page.verdict_counts(study, short, claims)),
@@ -82,7 +83,7 @@ def draw(compared: list) -> bytes:
 def main() -> None:
     texts, compared = parts(records_folder(None))
     write_text(README, fill(README.read_text(), texts, "book/images/answer.png"))
-    texts["answer"] = linked(texts["answer"])
+    texts = {**texts, **{name: linked(texts[name]) for name in LINKED}}
     write_text(INDEX, fill(INDEX.read_text(), texts, "images/answer.png"))
     drawn = FIGURE.is_file() and PIL.Image.open(FIGURE).text.get("numbers")
     if drawn != first_page.numbers(compared):  # its bytes differ from machine to machine

@@ -150,7 +150,8 @@ def test_calibration_is_read_from_its_file(tmp_path):
     found["studies"] = 250
     path.write_text(json.dumps({"X": {"tail": {"3": found}}}))
     assert chapter.calibration(path) == [["X, IoU of the tail", "3", "95.5", "0.2", "100.0"]]
-    assert chapter.calibration_words(path) == "" and chapter.drawn_studies(path) == "250"
+    assert chapter.calibration_words(path) == "They hold as often as promised."
+    assert chapter.drawn_studies(path) == "250"
     low = {**found, "all_intervals_hold": 0.9}
     path.write_text(json.dumps({"X": {"miou": {"3": found}, "tail": {"3": found, "5": low}}}))
     assert chapter.calibration_words(path) == (

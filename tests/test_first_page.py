@@ -58,12 +58,12 @@ def test_readme_and_first_page_say_what_the_records_say(command, now):
     readme, index = (page.read_text() for page in PAGES)
     run = "run: python book/first_page.py"
     assert readme == command.fill(readme, texts, "book/images/answer.png"), run
-    with_terms = {**texts, "answer": command.linked(texts["answer"])}
+    with_terms = {**texts, **{name: command.linked(texts[name]) for name in command.LINKED}}
     assert index == command.fill(index, with_terms, "images/answer.png"), run
-    for name in ("answer", "figure", "choice"):
+    for name in ("answer", "figure", "sure", "choice"):
         assert all(f"<!-- end of {name} -->" in page for page in (readme, index)), name
     plain = re.sub(r"\{term\}`([^`<]*) <[^`]*>`", r"\1", index)
-    assert texts["answer"] in readme and texts["answer"] in plain
+    assert all(texts[name] in readme and texts[name] in plain for name in command.LINKED)
     assert texts["answer"].count("\n") <= 2
 
 
@@ -114,6 +114,11 @@ def test_flipped_records_change_the_words(study):
     assert chapter.sentences(mixed, {})[0].startswith("On some data: ")
     same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)), {})
     assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
+    assert "and mIoU, is PAT for net synthetic on" in chapter.sentences(better, {})[2]
+    assert chapter.sentences(worse, {})[2].startswith("No loss is shown to raise both")
+    assert chapter.sentences(mixed, {})[2].endswith(
+        "; on one of the two, none of the losses tried does that."
+    )
     assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 4
     assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3 + [
         "no loss is shown to do that"
@@ -149,7 +154,8 @@ def test_where_miou_must_not_fall_a_loss_with_a_lower_one_is_not_taken(study, mo
 
 def test_one_seed_is_not_judged_and_named(study):
     one = study({"CE": 0.0, "PAT": 0.1}, seeds=[0])
-    answer, sure = chapter.sentences(one, {})
+    (answer,) = chapter.sentences(one, {})
+    sure = chapter.how_sure(one, {})
     assert answer.startswith("Not decided yet") and chapter.choices(one) == []
     assert "2 of 3 runs are done, one seed on " in sure and "(tail +" in sure
     assert "Hollow, one seed and not judged: CE and PAT on" in chapter.caption(one)
@@ -194,7 +200,7 @@ def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
         "CamVid": {"tail": -0.012, "miou": 0.001, "pixel_accuracy": -0.02},
         "NYUv2": {"tail": 0.03, "miou": 0.0, "pixel_accuracy": 0.01},
     }
-    answer, _, sure = chapter.sentences(compared, longer)
+    answer, sure = chapter.sentences(compared, longer)[0], chapter.how_sure(compared, longer)
     assert answer.startswith("In short runs, yes: ")
     assert chapter.sentences(compared, {})[0].startswith("Yes: ")
     (epochs,) = {run.planned.settings["epochs"] for run in compared[0].runs}
@@ -203,15 +209,15 @@ def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
         "mIoU and pixel accuracy change by \u22121.2, +0.1 and \u22122.0 on CamVid; +3.0, 0.0 and "
         "+1.0 on NYUv2"
     ) in sure
-    assert "short" not in chapter.sentences(compared, {})[-1]
+    assert "short" not in chapter.how_sure(compared, {})
     shares = {"CE": 0.0, "PAT": 0.2}
     both = study(
         {"synthetic": shares, "camvid": shares}, datasets=("synthetic", "camvid")
     )  # the second network has no longer runs
-    answer, _, sure = chapter.sentences(both, longer)
+    answer, sure = chapter.sentences(both, longer)[0], chapter.how_sure(both, longer)
     assert answer.startswith("Yes: ") and "the runs of net synthetic are short" in sure
     monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", epochs))
-    assert "short" not in chapter.sentences(compared, longer)[-1]
+    assert "short" not in chapter.how_sure(compared, longer)
 
 
 def test_longer_runs_are_those_of_the_grid():

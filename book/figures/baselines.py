@@ -216,7 +216,7 @@ def drawn_studies(path) -> str:
 
 
 def calibration_words(path, least: float = 0.93) -> str:
-    """Where all intervals hold together less often than promised: a sentence, or nothing.
+    """Where all intervals hold together less often than promised: a sentence.
 
     Args:
         path: of ``calibration.json``.
@@ -230,5 +230,5 @@ def calibration_words(path, least: float = 0.93) -> str:
                 ends = dict.fromkeys(f"{share:.0f}" for share in (min(shares), max(shares)))
                 short.append(f"{NAMES[metric]} on {data} ({' to '.join(ends)} %)")
     if not short:
-        return ""
+        return "They hold as often as promised."
     return f"They hold less often than promised in: {'; '.join(short)}."

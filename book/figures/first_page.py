@@ -153,7 +153,7 @@ def longer_runs(records: Path) -> dict[str, dict[str, float]]:
 
 
 def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Does PAT help rare classes, what does it cost, how sure is that: at most three sentences.
+    """Does PAT help rare classes, at what price, and does a loss do it without: a sentence each.
 
     Args:
         compared: see :func:`compare`.
@@ -182,8 +182,26 @@ def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, fl
             f" pixel accuracy is {_said(compared, 'pixel_accuracy')}; mIoU is"
             f" {_said(compared, 'miou')}."
         )
-    said.append(_how_sure(compared, longer))
+        said.append(_better_in_both(compared))
     return said
+
+
+def _better_in_both(compared: Sequence[Compared]) -> str:
+    """The losses with a higher tail and a higher mIoU than cross-entropy, and where."""
+    judged = [c for c in compared if c.decided("tail")]
+    found = defaultdict(list)
+    for c in judged:
+        for method in c.judged.methods:
+            if c.decided("tail", method) == c.decided("miou", method) == "higher":
+                means = (_means([c], method, metric)[0] for metric in ("tail", "miou"))
+                said = "tail {}, mIoU {}".format(*map(signed, means))
+                found[method].append((c, said))
+    if not found:
+        return "No loss is shown to raise both, the tail and mIoU, above those of cross-entropy."
+    each = "; ".join(f"{method} {_grouped(of)}" for method, of in found.items())
+    rest = len(judged) - len({id(c) for of in found.values() for c, _ in of})
+    end = f"; on {_number(rest)} of the {_number(len(judged))}, none of the losses tried does that"
+    return f"Higher in both, the tail and mIoU, is {each}{end if rest else ''}."
 
 
 def _epochs_if_short(compared: Sequence[Compared]) -> str:
@@ -198,7 +216,12 @@ def _epochs_if_short(compared: Sequence[Compared]) -> str:
     return " to ".join(map(str, ends))
 
 
-def _how_sure(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> str:
+def how_sure(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> str:
+    """Seeds, image sizes, lengths, and what is still to run: one sentence.
+
+    Args:
+        compared, longer: as for :func:`sentences`.
+    """
     parts = []
     judged = [c for c in compared if c.decided("tail")]
     if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
@@ -235,7 +258,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
     """Which loss to take: aim and network, loss, and what ``CHANGES`` it brings on the data sets.
 
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
-    cross-entropy is taken where it is among them; else each has a row, the highest mean first.
+    cross-entropy is taken where it is among them, else the one with the highest mean; the others
+    are named beside it.
     ``KEEPING``, where mIoU must not fall, is answered by :func:`_keeping`. Data sets on which a
     method has one seed do not count.
     """
@@ -257,15 +281,10 @@ def _best(judged: Sequence[Compared], metric: str) -> list[list[str]]:
     if not common:
         each = "; ".join(f"{data}: {', '.join(methods)}" for data, methods in best.items())
         return [[f"depends on the data: {each}", *[""] * len(CHANGES)]]
-    if "CE" in common:
-        ties = [m for m in common if m != "CE"]
-        also = f" (not told apart: {listing(ties)})" if ties else ""
-        return [[f"CE{also}", *["0.0"] * len(CHANGES)]]
-    ranked = sorted(common, key=lambda m: -np.mean(_means(judged, m, metric)))
-    return [
-        [method if number == 0 else f"or {method}", *_changes(judged, method)]
-        for number, method in enumerate(ranked)
-    ]
+    ranked = sorted(common, key=lambda m: (m != "CE", -np.mean(_means(judged, m, metric))))
+    taken, *ties = ranked
+    also = f" (not told apart: {'; '.join(ties)})" if ties else ""  # a name may have a comma
+    return [[f"{taken}{also}", *_changes(judged, taken)]]
 
 
 def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
@@ -290,7 +309,8 @@ def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
 
 
 def _means(judged: Sequence[Compared], method: str, metric: str) -> list[float]:
-    return [c.judged.against(metric)[method].mean for c in judged]
+    """A method minus cross-entropy on each data set; 0 for cross-entropy itself."""
+    return [0.0 if method == "CE" else c.judged.against(metric)[method].mean for c in judged]
 
 
 def _changes(judged: Sequence[Compared], method: str) -> list[str]:
