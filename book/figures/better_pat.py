@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.features_or_prior import SYMBOLS
+from figures.features_or_prior import SYMBOLS, at_own_shifts
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, by_method
-from patlib.study.shifts import best_shift, shift_curve, shifted_counts
-from patlib.study.simultaneous import Contrast, score_methods
+from patlib.study.shifts import best_shift, shift_curve
+from patlib.study.simultaneous import Contrast
 from patlib.study.wording import listing, signed, signed_end
 
 CANDIDATES = ("PAT", "1/√S", "PAT with presence")  # methods of the grid of setting B
@@ -56,12 +56,9 @@ def judge(runs: Sequence[Run], resamples: int = 2000) -> list[Judgement]:
         return []
     if min(map(len, done.values())) < 2:
         return []
-    shifts = {method: best_shift(members) for method, members in done.items()}
     every = [run for members in done.values() for run in members]
     scores = {
-        metric: score_methods(
-            every, metric, lambda run: shifted_counts(run, *shifts[run.method]), resamples
-        )
+        metric: at_own_shifts(every, metric, resamples)
         for metric in ("miou", "tail", "pixel_accuracy")
     }
     tails = {c.method: c.mean for c in scores["tail"].against("CE")} | {"CE": 0.0}

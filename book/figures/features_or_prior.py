@@ -12,7 +12,7 @@ from patlib.plots.panels import subplots
 from patlib.priors import STRENGTHS
 from patlib.study.runs import Run, by_method
 from patlib.study.shifts import best_shift, excess, shift_curve, shifted_counts
-from patlib.study.simultaneous import score_methods
+from patlib.study.simultaneous import MethodScores, score_methods
 from patlib.study.wording import listing, signed
 
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
@@ -51,6 +51,16 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def at_own_shifts(runs: Sequence[Run], metric: str, resamples: int = 2000) -> MethodScores:
+    """The scores of runs with records, each method at the shift that validation chooses for it."""
+    shifts = {method: best_shift(members) for method, members in by_method(runs).items()}
+
+    def counts(run: Run) -> np.ndarray:
+        return shifted_counts(run, *shifts[run.method])
+
+    return score_methods(runs, metric, counts, resamples)
+
+
 def shifted_contrasts(runs: Sequence[Run], metric: str, resamples: int = 2000) -> dict:
     """Every method minus CE, each at the shift that validation chooses: method -> Contrast.
 
@@ -60,12 +70,7 @@ def shifted_contrasts(runs: Sequence[Run], metric: str, resamples: int = 2000) -
     done = {method: members for method, members in done.items() if len(members) > 1}
     if "CE" not in done or len(done) < 2:
         return {}
-    shifts = {method: best_shift(members) for method, members in done.items()}
-
-    def counts(run: Run) -> np.ndarray:
-        return shifted_counts(run, *shifts[run.method])
-
-    scores = score_methods([r for m in done.values() for r in m], metric, counts, resamples)
+    scores = at_own_shifts([r for m in done.values() for r in m], metric, resamples)
     return {contrast.method: contrast for contrast in scores.against("CE")}
 
 
