@@ -34,10 +34,9 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
         what_holds.read_evidence(grids, records, unjudged=first_page.UNJUDGED, short=short)
         for grids, short in ((first_page.STUDY, False), (first_page.SHORT, True))
     )
-    longer = first_page.longer_runs(records)
     texts = {
-        "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared, longer)),
-        "sure": first_page.how_sure(compared, longer),
+        "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),
+        "sure": first_page.how_sure(compared),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
         "claims": first_page.markdown(CLAIMS, first_page.verdict_counts(study, short, claims)),

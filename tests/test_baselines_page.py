@@ -45,7 +45,9 @@ def study(tmp_path):
 def test_verdicts_and_words_follow_the_scores(study):
     runs = study({"CE": 0.0, "PAT": 0.1, "CB": -0.1})
     found = judging.Judged(runs, resamples=300)
-    assert found.methods == ["CE", "PAT", "CB"] and found.seeds == 3
+    assert found.methods == found.several == ["CE", "PAT", "CB"]
+    assert not found.complete  # LDAM was not run
+    assert judging.Judged(runs, unjudged=["LDAM"], resamples=50).complete
     for metric in ("miou", "tail"):
         assert found.verdict("PAT", metric) == "higher" and found.verdict("CB", metric) == "lower"
         assert found.verdict("LDAM", metric) is None  # not run
@@ -92,7 +94,7 @@ def test_nothing_to_compare(study):
     found = judging.Judged(study({"PAT": 0.1}), resamples=50)
     assert not found.against("miou") and judging.plot_contrasts({"x": found}) is None
     assert chapter.answer({"x": found}, "miou") == "PAT and cross-entropy are still to run"
-    assert judging.Judged(study({}), resamples=50).seeds == 0
+    assert judging.Judged(study({}), resamples=50).several == []
 
 
 def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):

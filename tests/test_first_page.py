@@ -1,7 +1,6 @@
 """The first page and the README: they say what the records say, and flipped records other words."""
 
 import importlib
-import json
 import re
 
 import numpy as np
@@ -39,16 +38,17 @@ def study(tmp_path):
 
     def make(bonus, seeds=(0, 1, 2), single=(), datasets=("synthetic",)):
         records = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        settings = {}
+        settings = []
         for name in datasets:
             (records / name).mkdir(parents=True)
-            grid = grid_file(records / name, METHODS, seeds=seeds, dataset=name)
             of = bonus.get(name, bonus)
+            methods = {method: METHODS[method] for method in of} or METHODS
+            grid = grid_file(records / name, methods, seeds=seeds, dataset=name)
             for planned in load_grid(grid):
                 left_out = planned.method in single and planned.settings["seed"] > 0
-                if planned.method in of and not left_out:
+                if of and not left_out:
                     fake_record(planned, records, of[planned.method], images=40)
-            settings[f"net {name}"] = str(grid)
+            settings.append((f"net {name}", str(grid)))
         return chapter.compare(records, settings, resamples=100)
 
     return make
@@ -102,22 +102,22 @@ def test_claims_are_counted_as_in_their_chapter(now):
 
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
-    answer, price, _ = chapter.sentences(better, {})
-    assert answer.startswith("Yes: ") and "is higher for net synthetic on" in answer
+    answer, price, _ = chapter.sentences(better)
+    assert answer.startswith("Yes: ") and "is higher with net synthetic on" in answer
     assert price.startswith("No price is shown: ")
-    answer, price, _ = chapter.sentences(worse, {})
-    assert answer.startswith("It harms them: ") and "is lower for" in answer
+    answer, price, _ = chapter.sentences(worse)
+    assert answer.startswith("It harms them: ") and "is lower with" in answer
     assert price.startswith("Its price: ")
     mixed = study(
         {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},
         datasets=("synthetic", "camvid"),
     )
-    assert chapter.sentences(mixed, {})[0].startswith("On some data: ")
-    same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)), {})
+    assert chapter.sentences(mixed)[0].startswith("On some data: ")
+    same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)))
     assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
-    assert "and mIoU, is PAT for net synthetic on" in chapter.sentences(better, {})[2]
-    assert chapter.sentences(worse, {})[2].startswith("No loss is shown to raise both")
-    assert chapter.sentences(mixed, {})[2].endswith(
+    assert "and mIoU, is PAT with net synthetic on" in chapter.sentences(better)[2]
+    assert chapter.sentences(worse)[2].startswith("No loss is shown to raise both")
+    assert chapter.sentences(mixed)[2].endswith(
         "; on one of the two, none of the losses tried does that."
     )
     assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 4
@@ -129,7 +129,7 @@ def test_flipped_records_change_the_words(study):
 
 def test_the_same_on_several_data_sets_is_said_once(study):
     three = study({"CE": 0.1, "PAT": 0.0}, datasets=("synthetic", "camvid", "nyuv2"))
-    answer, price, _ = chapter.sentences(three, {})
+    answer, price, _ = chapter.sentences(three)
     assert "lower on all three of them (−" in price and "on all three" not in answer
     differs = study(
         {"synthetic": {"CE": 0.1, "PAT": 0.0}, "camvid": {"CE": 0.0, "PAT": 0.1}},
@@ -155,15 +155,15 @@ def test_where_miou_must_not_fall_a_loss_with_a_lower_one_is_not_taken(study):
 
 
 def test_one_seed_is_not_judged_and_named(study):
-    one = study({"CE": 0.0, "PAT": 0.1}, seeds=[0])
-    (answer,) = chapter.sentences(one, {})
-    sure = chapter.how_sure(one, {})
+    one = study({"CE": 0.0, "PAT": 0.1}, seeds=[0, 1], single=["CE", "PAT"])
+    (answer,) = chapter.sentences(one)
+    sure = chapter.how_sure(one)
     assert answer.startswith("Not decided yet") and chapter.choices(one) == []
-    assert "2 of 3 runs are done, one seed on " in sure and "(tail +" in sure
+    assert "2 of 4 runs are done, one seed on " in sure and "(tail +" in sure
     assert "Hollow, one seed and not judged: CE and PAT on" in chapter.caption(one)
     some = study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"])
     assert "not judged: Focal on" in chapter.caption(some)
-    assert chapter.sentences(some, {})[0].startswith("Yes")
+    assert chapter.sentences(some)[0].startswith("Yes")
     assert chapter.choices(some) == []  # Focal may be better, and is not judged
     change = {m: some[0].change(m, "tail") for m in ("PAT", "Focal")}
     assert np.isfinite(change["PAT"].low) and np.isnan(change["Focal"].low)
@@ -191,54 +191,24 @@ def test_rows_of_a_table_fit_its_header():
 
 
 def test_nothing_was_run(study):
-    assert chapter.sentences(study({}), {})[0].startswith("Not decided yet")
+    assert chapter.sentences(study({}))[0].startswith("Not decided yet")
     assert chapter.choices(study({})) == []
 
 
-def test_short_runs_stand_beside_longer_ones(study, monkeypatch):
-    compared = study({"CE": 0.0, "PAT": 0.2})  # of 1 epoch
-    monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", 100))
-    longer = {
-        "CamVid": {"tail": -0.012, "miou": 0.001, "pixel_accuracy": -0.02},
-        "NYUv2": {"tail": 0.03, "miou": 0.0, "pixel_accuracy": 0.01},
-    }
-    answer, sure = chapter.sentences(compared, longer)[0], chapter.how_sure(compared, longer)
-    assert answer.startswith("In short runs, yes: ")
-    assert chapter.sentences(compared, {})[0].startswith("Yes: ")
-    (epochs,) = {run.planned.settings["epochs"] for run in compared[0].runs}
-    assert (
-        f"the runs of net synthetic are short, {epochs} epochs: in runs of 100, one seed, tail, "
-        "mIoU and pixel accuracy change by \u22121.2, +0.1 and \u22122.0 on CamVid; +3.0, 0.0 and "
-        "+1.0 on NYUv2"
-    ) in sure
-    assert "short" not in chapter.how_sure(compared, {})
-    shares = {"CE": 0.0, "PAT": 0.2}
-    both = study(
-        {"synthetic": shares, "camvid": shares}, datasets=("synthetic", "camvid")
-    )  # the second network has no longer runs
-    answer, sure = chapter.sentences(both, longer)[0], chapter.how_sure(both, longer)
-    assert answer.startswith("Yes: ") and "the runs of net synthetic are short" in sure
-    monkeypatch.setattr(chapter, "LONGER", ("net synthetic", "unused", epochs))
-    assert "short" not in chapter.how_sure(compared, longer)
-
-
-def test_longer_runs_are_those_of_the_grid():
-    """From the JSON files alone."""
-    network, grids, epochs = chapter.LONGER
-    expected = {}
-    folder = ROOT / "study" / "grids"
-    for planned in [run for grid in grids for run in load_grid(folder / grid)]:
-        path = records_folder(None) / f"{planned.name}.json"
-        if planned.settings["epochs"] == epochs and path.is_file():
-            test = json.loads(path.read_text())["result"]["test"]
-            name = {"camvid": "CamVid", "nyuv2": "NYUv2"}[planned.settings["dataset"]]
-            name += " at {} x {} pixels".format(*planned.settings["image_size"])
-            sign = 1 if planned.settings["loss"] == "pat" else -1
-            for metric in chapter.CHANGES:
-                of = expected.setdefault(name, {})
-                of[metric] = of.get(metric, 0) + sign * test[metric]
-    found = chapter.longer_runs(records_folder(None))
-    assert found.keys() == expected.keys()
-    for name, changes in expected.items():
-        assert found[name] == pytest.approx(changes)
-    assert network in chapter.SETTINGS and expected
+def test_a_network_with_several_grids_is_called_by_its_length(tmp_path):
+    settings = []
+    for epochs, bonus in ((2, 0.2), (3, 0.0)):
+        folder = tmp_path / str(epochs)
+        folder.mkdir()
+        methods = {method: METHODS[method] for method in ("CE", "PAT")}
+        grid = grid_file(folder, methods, seeds=range(4), epochs=epochs)
+        for planned in load_grid(grid):
+            fake_record(planned, tmp_path, bonus * (planned.method == "PAT"), images=40)
+        settings.append(("net", str(grid)))
+    compared = chapter.compare(tmp_path, [*settings, ("other", settings[0][1])], resamples=100)
+    assert [c.network for c in compared] == ["net for 2 epochs", "net for 3 epochs", "other"]
+    answer, *_ = chapter.sentences(compared)
+    assert answer.startswith("On some data: ") and "higher with net for 2 epochs on" in answer
+    assert "with net for 3 epochs on" in answer
+    (long,) = chapter.compare(tmp_path, settings[1:], resamples=100)
+    assert long.network == "net"

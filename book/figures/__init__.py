@@ -11,7 +11,8 @@ import io
 import re
 import tempfile
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +86,32 @@ def network_name(runs: Sequence[Run]) -> str:
     settings = runs[0].planned.settings
     pretrained = settings["model_params"].get("encoder_weights") is not None
     return f"{'pretrained ' if pretrained else ''}{MODELS[settings['model']].label}"
+
+
+def read_panels(
+    grids: Sequence[str], folder: Path, seeds: Sequence[int] | None = None
+) -> dict[str, list[Run]]:
+    """The benchmarks of grids of which something was run: ``CamVid with SegNet`` -> its runs.
+
+    Where two grids have the same data and network, their lengths tell them apart: ``CamVid with
+    SegNet for 100 epochs``.
+    """
+    found = []
+    for grid in grids:
+        for benchmark, runs in by_benchmark(load_runs(GRIDS / grid, folder, seeds)).items():
+            if any(run.record for run in runs):
+                found.append((f"{benchmark} with {network_name(runs)}", runs))
+    number = Counter(title for title, _ in found)
+    return {
+        f"{title} for {epochs_of(runs)}" if number[title] > 1 else title: runs
+        for title, runs in found
+    }
+
+
+def epochs_of(runs: Iterable[Run]) -> str:
+    """How long runs are: ``30 epochs``, ``20 to 30 epochs``."""
+    epochs = {run.planned.settings["epochs"] for run in runs}
+    return f"{' to '.join(map(str, sorted({min(epochs), max(epochs)})))} epochs"
 
 
 def load_paper() -> dict:
@@ -297,9 +324,12 @@ def predictions(runs: Sequence[Run], data: str | None, missing: tuple[str, str])
 
 
 def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
-    """What was run: a column for each benchmark, the settings those of its first run."""
+    """What was run: a column for each benchmark and length, the settings those of its first run."""
+    groups: dict = defaultdict(list)
+    for run in runs:
+        groups[run.benchmark, run.planned.settings["epochs"]].append(run)
     columns = {}
-    for benchmark, members in by_benchmark(runs).items():
+    for (benchmark, epochs), members in groups.items():
         settings, done = members[0].planned.settings, [r for r in members if r.record]
         given = {k: v for k, v in settings["model_params"].items() if v not in (None, False)}
         model = ", ".join(f"{k} {v}" for k, v in given.items())
@@ -322,7 +352,9 @@ def settings_table(name: str, runs: Sequence[Run]) -> HTML | None:
             column = {images: " / ".join(map(str, made["num_images"][0].values())), **column}
         else:
             column = {images: "", **column, "median wall time": ""}
-        columns[f"{benchmark}, {network_name(members)}"] = column
+        several = sum(other == benchmark for other, _ in groups) > 1
+        length = f" for {epochs} epochs" if several else ""
+        columns[f"{benchmark}, {network_name(members)}{length}"] = column
     return columns_table(name, columns, first="")
 
 

@@ -4,8 +4,8 @@
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import GRIDS, what_holds
+from figures import GRIDS, epochs_of, what_holds
 from figures.judging import MARGINS, Judged, text, verdict
 from patlib.data import DATASETS
 from patlib.plots.panels import subplots
@@ -21,17 +21,19 @@ from patlib.study.runs import Run, by_benchmark, by_method, load_runs
 from patlib.study.simultaneous import Contrast
 from patlib.study.wording import listing, signed
 
-#: The settings that are shown: name of the network -> its grid. The claims are judged by STUDY, and
-#: by SHORT as the chapter "What holds" calls the runs from before.
-SETTINGS = {"SegNet": "small/table1.yaml", "a pretrained U-Net": "small/unet.yaml"}
-STUDY, SHORT = ["small/unet.yaml"], ["small/table1.yaml"]
-#: Longer runs of a network of SETTINGS, one seed: its name, the grids, and their epochs.
-LONGER = ("SegNet", ["small/length.yaml", "small/longer.yaml"], 100)
+#: The settings that are shown: network and grid. The claims are judged by STUDY, and by SHORT as
+#: the chapter "What holds" calls the runs from before.
+SETTINGS = (
+    ("SegNet", "small/segnet.yaml"),
+    ("SegNet", "small/table1.yaml"),
+    ("a pretrained U-Net", "small/unet.yaml"),
+)
+STUDY, SHORT = ["small/segnet.yaml", "small/unet.yaml"], ["small/table1.yaml"]
 UNJUDGED = ["LDAM"]  # fails on some seeds
 RESAMPLES = 2000  # test parts that the bootstrap draws
 
 METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
-#: score -> its name: what longer runs change, and the columns of the table of choices
+#: score -> its name: the columns of the table of choices
 CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 KEEPING = "rare classes, mIoU not shown lower"
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
@@ -71,27 +73,32 @@ class Compared:
 
 def compare(
     records: Path,
-    settings: Mapping[str, str] = SETTINGS,
+    settings: Sequence[tuple[str, str]] = SETTINGS,
     unjudged: Sequence[str] = UNJUDGED,
     resamples: int = RESAMPLES,
 ) -> list[Compared]:
-    """The comparisons of all settings, also those of which nothing was run."""
+    """The comparisons of all settings, also those of which nothing was run.
+
+    A network that has several grids is called by its length as well: ``SegNet for 100 epochs``.
+    """
+    number = Counter(network for network, _ in settings)
     found = []
-    for network, grid in settings.items():
-        for benchmark, planned in by_benchmark(load_runs(GRIDS / grid, records)).items():
+    for network, grid in settings:
+        of_grid = load_runs(GRIDS / grid, records)
+        name = f"{network} for {epochs_of(of_grid)}" if number[network] > 1 else network
+        for benchmark, planned in by_benchmark(of_grid).items():
             runs = [run for run in planned if run.record and run.method not in unjudged]
-            judged = Judged(runs, resamples=resamples)
-            data = DATASETS[benchmark.dataset].label
-            found.append(Compared(network, data, runs, judged, planned))
+            judged = Judged(planned, unjudged, resamples)
+            found.append(Compared(name, DATASETS[benchmark.dataset].label, runs, judged, planned))
     return found
 
 
 def _grouped(compared: Iterable[tuple[Compared, str]]) -> str:
-    """Benchmarks in words, by network: ``for SegNet on CamVid (+6.5) and NYUv2 (+5.4)``."""
+    """Benchmarks in words, by network: ``with SegNet on CamVid (+6.5) and NYUv2 (+5.4)``."""
     parts = defaultdict(list)
     for c, said in compared:
         parts[c.network].append(f"{c.data} ({said})")
-    return "; ".join(f"for {network} on {listing(names)}" for network, names in parts.items())
+    return "; ".join(f"with {network} on {listing(names)}" for network, names in parts.items())
 
 
 def _verdicts(compared: Sequence[Compared], metric: str) -> dict[str, list]:
@@ -133,31 +140,11 @@ def _number(n: int) -> str:
     return NUMBERS[n] if n < len(NUMBERS) else str(n)
 
 
-def longer_runs(records: Path) -> dict[str, dict[str, float]]:
-    """Data and image size -> each of ``CHANGES``, PAT minus cross-entropy, by ``LONGER``."""
-    _, grids, epochs = LONGER
-    scores = defaultdict(dict)
-    for grid in grids:
-        for run in load_runs(GRIDS / grid, records):
-            settings = run.planned.settings
-            if run.record and settings["epochs"] == epochs:
-                where = (DATASETS[settings["dataset"]].label, tuple(settings["image_size"]))
-                scores[where][settings["loss"]] = run
-    return {
-        f"{data} at {size[0]} x {size[1]} pixels": {
-            metric: of["pat"].score(metric) - of["ce"].score(metric) for metric in CHANGES
-        }
-        for (data, size), of in scores.items()
-        if of.keys() == {"ce", "pat"}
-    }
-
-
-def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> list[str]:
+def sentences(compared: Sequence[Compared]) -> list[str]:
     """Does PAT help rare classes, at what price, and does a loss do it without: a sentence each.
 
     Args:
         compared: see :func:`compare`.
-        longer: see :func:`longer_runs`.
     """
     tail = _verdicts(compared, "tail")
     number = sum(map(len, tail.values()))
@@ -168,9 +155,6 @@ def sentences(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, fl
         higher, lower = (len(tail.get(word, [])) for word in ("higher", "lower"))
         lead = "Yes" if higher == number else "On some data" if higher else "No"
         lead = "It harms them" if lower == number else lead
-        only_short = {c.network for c, _ in tail.get("higher", [])} == {LONGER[0]}
-        if lead == "Yes" and only_short and longer and _epochs_if_short(compared):
-            lead = "In short runs, yes"
         said.append(
             f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
             f" classes (the tail) is {_said(compared, 'tail', short=False)}, in points."
@@ -204,24 +188,8 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
     return f"Higher in both, the tail and mIoU, is {each}{end if rest else ''}."
 
 
-def _epochs_if_short(compared: Sequence[Compared]) -> str:
-    """The epochs of the network that has longer runs, too; empty if all have as many as those."""
-    network, _, epochs = LONGER
-    of_runs = [
-        run.planned.settings["epochs"] for c in compared if c.network == network for run in c.runs
-    ]
-    if not of_runs or max(of_runs) >= epochs:
-        return ""
-    ends = sorted({min(of_runs), max(of_runs)})
-    return " to ".join(map(str, ends))
-
-
-def how_sure(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, float]]) -> str:
-    """Seeds, image sizes, lengths, and what is still to run: one sentence.
-
-    Args:
-        compared, longer: as for :func:`sentences`.
-    """
+def how_sure(compared: Sequence[Compared]) -> str:
+    """Seeds, image sizes, and what is still to run: one sentence."""
     parts = []
     judged = [c for c in compared if c.decided("tail")]
     if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
@@ -231,17 +199,6 @@ def how_sure(compared: Sequence[Compared], longer: Mapping[str, Mapping[str, flo
     if sizes := [run.planned.settings["image_size"] for c in compared for run in c.runs]:
         largest = " x ".join(map(str, max(sizes, key=math.prod)))
         parts.append(f"images of {largest} pixels and less")
-    network, _, epochs = LONGER
-    if longer and (length := _epochs_if_short(compared)):
-        names = listing(CHANGES.values())
-        each = "; ".join(
-            f"{listing(signed(of[metric]) for metric in CHANGES)} on {data}"
-            for data, of in longer.items()
-        )
-        parts.append(
-            f"the runs of {network} are short, {length} epochs: in runs of {epochs}, one seed, "
-            f"{names} change by {each}"
-        )
     for network in dict.fromkeys(c.network for c in compared):
         of_network = [c for c in compared if c.network == network]
         planned = [run for c in of_network for run in c.planned]
@@ -261,13 +218,13 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
     cross-entropy is taken where it is among them, else the one with the highest mean; the others
     are named beside it.
     ``KEEPING``, where mIoU must not fall, is answered by :func:`_keeping`. Data sets on which a
-    method has one seed do not count.
+    method has no two seeds do not count.
     """
     rows = []
     for metric, aim in (*AIMS.items(), (None, KEEPING)):
         for network in dict.fromkeys(c.network for c in compared):
             of_network = [c for c in compared if c.network == network and c.decided("tail")]
-            if judged := [c for c in of_network if not c.judged.single]:
+            if judged := [c for c in of_network if c.judged.complete]:
                 where = f"{aim}, {network.removeprefix('a ')}"
                 taken = _best(judged, metric) if metric else _keeping(judged)
                 rows += [[where if n == 0 else "", *row] for n, row in enumerate(taken)]

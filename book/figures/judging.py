@@ -33,24 +33,26 @@ class Judged:
     Attributes:
         methods: those that were run.
         single: those of them with one run, which are shown and not judged.
-        seeds: the smallest number of runs of a method.
+        several: those with more.
+        complete: whether all that are planned have several.
     """
 
     def __init__(self, runs: Iterable[Run], unjudged: Sequence[str] = (), resamples: int = 2000):
-        self._runs = by_method(run for run in runs if run.record and run.method not in unjudged)
+        planned = by_method(run for run in runs if run.method not in unjudged)
+        self._runs = by_method(run for of in planned.values() for run in of if run.record)
         self.methods = list(self._runs)
         self.single = [method for method, of in self._runs.items() if len(of) == 1]
-        self.seeds = min(map(len, self._runs.values()), default=0)
+        self.several = [method for method, of in self._runs.items() if len(of) > 1]
+        self.complete = bool(planned) and set(self.several) == planned.keys()
         self._resamples = resamples
         self._scores: dict[str, MethodScores | None] = {}
 
     def scores(self, metric: str) -> MethodScores | None:
         """The scores with their errors; None with fewer than two methods of several seeds."""
         if metric not in self._scores:
-            several = [of for of in self._runs.values() if len(of) > 1]
             self._scores[metric] = None
-            if len(several) > 1:
-                runs = [run for of in several for run in of]
+            if len(self.several) > 1:
+                runs = [run for method in self.several for run in self._runs[method]]
                 self._scores[metric] = score_methods(runs, metric, resamples=self._resamples)
         return self._scores[metric]
 

@@ -15,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import GRIDS, ROOT, harmless, load_paper, network_name
+from figures import GRIDS, ROOT, harmless, load_paper, network_name, read_panels
 from figures.judging import Judged
 from patlib.data import DATASETS
 from patlib.losses import build_loss
@@ -28,7 +28,6 @@ from patlib.study.wording import listing, signed
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED = "not shown"
 OPEN, UNTESTED = "still to run", "cannot be tested here"
-FEWEST_SEEDS = 2  # of every method of a benchmark, to count
 CHANCE = 2.0  # times the range that chance gives: T matters
 MORE_MEMORY, MORE_WEIGHT, ALIKE = 1.2, 1.5, 0.1
 
@@ -51,7 +50,7 @@ class Evidence:
 
     Args:
         panels: title -> runs of a benchmark.
-        judged: title -> the same, judged.
+        judged: title -> the same, judged; those without several seeds of CE and PAT do not count.
         losses: the record of ``benchmarks/losses.py``.
         paper: ``study/paper.yaml``.
         temperatures: runs of PAT at several T.
@@ -70,7 +69,7 @@ class Evidence:
         gradients: Mapping[str, Any] | None = None,
     ):
         self.panels = panels
-        self.judged = {t: found for t, found in judged.items() if found.seeds >= FEWEST_SEEDS}
+        self.judged = {t: found for t, found in judged.items() if {"CE", "PAT"} <= {*found.several}}
         self.losses, self.paper = losses, paper
         self.temperatures, self.networks = temperatures, networks
         self.gradients = gradients or {}
@@ -94,11 +93,7 @@ def read_evidence(
         short: take the other short runs as well: several T, the networks, and the networks whose
             gradients were measured. Else the networks are those of the study.
     """
-    panels = {}
-    for grid in grids:
-        for benchmark, runs in by_benchmark(load_runs(GRIDS / grid, folder, seeds)).items():
-            if any(run.record for run in runs):
-                panels[f"{benchmark} with {network_name(runs)}"] = runs
+    panels = read_panels(grids, folder, seeds)
     found = Evidence(
         panels,
         {title: Judged(runs, unjudged, resamples) for title, runs in panels.items()},
@@ -189,12 +184,17 @@ def _against(
     reference: str = "CE",
     best: bool = False,
 ) -> Verdict:
-    """PAT against another method: on a benchmark it holds if the verdict is one of the words."""
+    """PAT against another method: on a benchmark it holds if the verdict is one of the words.
+
+    Args:
+        best: no other method may be higher than PAT, either; where not every method has several
+            seeds, this cannot be said.
+    """
     results, found = {}, {}
     for title, judged in evidence.judged.items():
-        contrast = judged.against(metric, reference).get("PAT")
-        if contrast is None:
+        if reference not in judged.several or (best and not judged.complete):
             continue
+        contrast = judged.against(metric, reference)["PAT"]
         word = judged.verdict("PAT", metric, reference)
         printed = _printed_gain(evidence, title, metric) if reference == "CE" else ""
         found[title] = f"{word} ({signed(contrast.mean)}{printed})"
@@ -247,7 +247,7 @@ def architectures(evidence: Evidence) -> Verdict:
     judged = {t: (by_benchmark(evidence.panels[t]), found) for t, found in evidence.judged.items()}
     for benchmark, runs in by_benchmark(evidence.networks).items():
         of_runs = Judged(runs)
-        if of_runs.seeds >= FEWEST_SEEDS:
+        if {"CE", "PAT"} <= {*of_runs.several}:
             judged[f"{benchmark} {benchmark.model}"] = ({benchmark: runs}, of_runs)
     for benchmarks, of_runs in judged.values():
         ((benchmark, runs),) = benchmarks.items()
@@ -371,7 +371,7 @@ def stability(evidence: Evidence) -> Verdict:
 def bms_collapses(evidence: Evidence) -> Verdict:
     results, found = {}, {}
     for title, judged in evidence.judged.items():
-        if {"CE", "BMS"} <= set(judged.methods):
+        if "BMS" in judged.several:
             mean = {
                 m: np.mean(list(judged.scores("miou").scores[m].values())) for m in ("CE", "BMS")
             }
