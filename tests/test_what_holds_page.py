@@ -1,6 +1,7 @@
 """What holds: every verdict follows from records by the rule of its claim."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -73,6 +74,24 @@ def test_one_seed_decides_nothing(study):
     assert {found[c] for c in ("best_miou", "rare_classes", "bms_collapses", "stability")} == {
         chapter.OPEN
     }
+
+
+def test_a_claim_needs_seeds_of_the_methods_that_it_compares(study):
+    evidence = study({"PAT": 0.1})
+
+    def without(*methods):
+        runs = [
+            dataclasses.replace(run, record=None) if run.method in methods and run.seed else run
+            for run in evidence.panels["here"]
+        ]
+        judged = {"here": Judged(runs, resamples=100)}
+        return words(chapter.Evidence({"here": runs}, judged, LOSSES, load_paper()))
+
+    found = without("BLV", "BMS")
+    assert found["rare_classes"] == found["not_forgotten"] == chapter.HOLDS
+    for claim in ("best_miou", "rare_classes_best", "bms_collapses"):
+        assert found[claim] == chapter.OPEN, claim
+    assert without("CE")["rare_classes"] == chapter.OPEN
 
 
 def test_the_printed_gain_must_lie_in_the_interval_or_below_it(study):
