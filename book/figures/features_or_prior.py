@@ -83,7 +83,10 @@ def of_shared_seeds(runs: Sequence[Run]) -> list[Run]:
 
 
 def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float = 0.01) -> str:
-    """Two or three sentences on PAT and CE, each at its own shift, over the seeds of both.
+    """Two or three sentences on PAT and CE, each at its own shift.
+
+    Where both have several seeds, the differences are those of the table of all methods; else over
+    the seeds that both have.
 
     Args:
         title: of the benchmark.
@@ -91,10 +94,10 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
         resamples: of the test part.
         margin: an excess up to this is called none.
     """
-    runs = of_shared_seeds(runs)
-    if not runs:
+    shared = of_shared_seeds(runs)
+    if not shared:
         return f"{title}: PAT and cross-entropy are still to run."
-    table = summary(runs)
+    table = summary(shared)
     pat, ce = table.loc["PAT"], table.loc["CE"]
     seeds = int(pat.seeds)
     of_seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
@@ -103,14 +106,12 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
     }
 
     def part(metric: str) -> str:
-        difference = pat[f"shifted_{metric}"] - ce[f"shifted_{metric}"]
         contrast, name = found[metric], {"miou": "mIoU", "tail": "tail"}[metric]
-        judged = (
-            ""
-            if contrast is None
-            else (f" ({contrast.verdict()}, {signed(contrast.low)} to {signed(contrast.high)})")
-        )
-        return f"{signed(difference)} points of {name}{judged}"
+        if contrast is None:
+            difference = pat[f"shifted_{metric}"] - ce[f"shifted_{metric}"]
+            return f"{signed(difference)} points of {name}"
+        ends = f"{signed(contrast.low)} to {signed(contrast.high)}"
+        return f"{signed(contrast.mean)} points of {name} ({contrast.verdict()}, {ends})"
 
     if pat.excess > margin:
         reach = (
