@@ -173,7 +173,8 @@ def test_history_of_the_lengths(tmp_path):
     for planned in load_grid(grid):
         fake_record(planned, tmp_path, 0.1 * (planned.method == "B"))
     runs = load_runs(grid, tmp_path)
-    ((where, miou, gain, *_),) = chapter.lengths(runs)
+    ((where, seeds, miou, gain, *_),) = chapter.lengths([*runs, *runs])
     ce, pat = (100 * run.score("miou") for run in runs)
-    assert where.endswith(", 5") and miou == f"{ce:.1f} → {pat:.1f}"
+    assert where.endswith(" with Attention U-Net, 5") and seeds == 1
+    assert miou == f"{ce:.1f} → {pat:.1f}"
     assert gain == f"+{pat - ce:.1f}" and chapter.lengths(runs[:1]) == []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from figures import network_name
 from figures.judging import MARGINS, NAMES, Judged
 from patlib.metrics import class_groups
 from patlib.study.runs import Run, by_method
@@ -126,19 +127,24 @@ def not_flat(panels: Mapping[str, Iterable[Run]]) -> str:
 
 
 def lengths(runs: Iterable[Run]) -> list[list[str]]:
-    """CE and PAT at each length that both were run with: rows of a table."""
-    by_length: dict = defaultdict(dict)
-    for run in runs:
-        if run.record:
-            settings = run.planned.settings
-            key = (run.benchmark, settings["epochs"])
-            by_length[key].setdefault(settings["loss"], []).append(run)
+    """CE and PAT at each length that both were run with: rows of a table.
+
+    The means are over the seeds that both have. A run that several grids have counts once.
+    """
+    by_length: dict = defaultdict(lambda: defaultdict(dict))
+    for run in {run.planned.name: run for run in runs if run.record}.values():
+        key = (run.benchmark, network_name([run]), run.planned.settings["epochs"])
+        by_length[key][run.planned.settings["loss"]][run.seed] = run
     rows = []
-    for (benchmark, epochs), found in sorted(by_length.items(), key=lambda item: item[0]):
-        if {"ce", "pat"} <= found.keys():
-            row = [f"{benchmark}, {epochs}"]
+    for (benchmark, network, epochs), found in sorted(by_length.items()):
+        seeds = sorted(found["ce"].keys() & found["pat"].keys())
+        if seeds:
+            row = [f"{benchmark} with {network}, {epochs}", len(seeds)]
             for metric in NAMES:
-                ce, pat = (np.mean([r.score(metric) for r in found[m]]) for m in ("ce", "pat"))
+                ce, pat = (
+                    np.mean([found[loss][seed].score(metric) for seed in seeds])
+                    for loss in ("ce", "pat")
+                )
                 row += [f"{100 * ce:.1f} → {100 * pat:.1f}", signed(pat - ce)]
             rows.append(row)
     return rows
