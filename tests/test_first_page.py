@@ -103,10 +103,10 @@ def test_claims_are_counted_as_in_their_chapter(now):
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
     answer, price, _ = chapter.sentences(better)
-    assert answer.startswith("Yes: ") and "is higher with net synthetic on" in answer
+    assert answer.startswith("Yes: ") and "in points, higher with net synthetic on" in answer
     assert price.startswith("No price is shown: ")
     answer, price, _ = chapter.sentences(worse)
-    assert answer.startswith("It harms them: ") and "is lower with" in answer
+    assert answer.startswith("It harms them: ") and "in points, lower with" in answer
     assert price.startswith("Its price: ")
     mixed = study(
         {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},
@@ -135,6 +135,11 @@ def test_the_same_on_several_data_sets_is_said_once(study):
         {"synthetic": {"CE": 0.1, "PAT": 0.0}, "camvid": {"CE": 0.0, "PAT": 0.1}},
         datasets=("synthetic", "camvid"),
     )
+    mixed = {name: {"CE": 0.1, "PAT": 0.0} for name in ("synthetic", "camvid", "nyuv2")}
+    mixed["cityscapes"] = {"CE": 0.0, "PAT": 0.1}
+    price = chapter.sentences(study(mixed, datasets=tuple(mixed)))[1]
+    assert "higher with net cityscapes on Cityscapes (+" in price
+    assert "lower on three of the four (−" in price
     best = chapter.choices(differs)
     assert len(best) == 8  # by network
     assert {row[1] for row in best} == {"CE", "PAT", "no loss is shown to do that"}

@@ -114,7 +114,7 @@ def _said(compared: Sequence[Compared], metric: str, short: bool = True) -> str:
     """What PAT does to a score: ``lower on all three of them (−11.4 to −3.5 points)``.
 
     Args:
-        short: that form, if all verdicts are the same; else benchmark by benchmark.
+        short: more than two benchmarks with the same verdict in that form; else all by name.
     """
     found = _verdicts(compared, metric)
     phrases = {
@@ -123,17 +123,22 @@ def _said(compared: Sequence[Compared], metric: str, short: bool = True) -> str:
         "equal": f"equal within {100 * MARGINS[metric]:.0f} points",
         "not distinguishable": "not distinguishable",
     }
-    if short and len(found) == 1:
-        ((word, of),) = found.items()
-        if len(of) > 2:
+    number = sum(map(len, found.values()))
+    parts = []
+    for word, phrase in phrases.items():
+        of = found.get(word, [])
+        if short and len(of) > 2:
             values = sorted(mean for _, mean in of)
             ends = f"{signed(values[0])} to {signed(values[-1])} points"
-            return f"{phrases[word]} on all {_number(len(of))} of them ({ends})"
-    return "; ".join(
-        f"{phrase} {_grouped((c, signed(mean)) for c, mean in found[word])}"
-        for word, phrase in phrases.items()
-        if word in found
-    )
+            which = f"all {_number(number)} of them" if len(of) == number else _of(len(of), number)
+            parts.append(f"{phrase} on {which} ({ends})")
+        elif of:
+            parts.append(f"{phrase} {_grouped((c, signed(mean)) for c, mean in of)}")
+    return "; ".join(parts)
+
+
+def _of(part: int, number: int) -> str:
+    return f"{_number(part)} of the {_number(number)}"
 
 
 def _number(n: int) -> str:
@@ -157,7 +162,7 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
         lead = "It harms them" if lower == number else lead
         said.append(
             f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
-            f" classes (the tail) is {_said(compared, 'tail', short=False)}, in points."
+            f" classes (the tail) is, in points, {_said(compared, 'tail', short=False)}."
         )
         lost = [m for m in ("head", "pixel_accuracy", "miou") if "lower" in _verdicts(compared, m)]
         lead = "Its price" if lost else "No price is shown"
@@ -184,7 +189,7 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
         return "No loss is shown to raise both, the tail and mIoU, above those of cross-entropy."
     each = "; ".join(f"{method} {_grouped(of)}" for method, of in found.items())
     rest = len(judged) - len({id(c) for of in found.values() for c, _ in of})
-    end = f"; on {_number(rest)} of the {_number(len(judged))}, none of the losses tried does that"
+    end = f"; on {_of(rest, len(judged))}, none of the losses tried does that"
     return f"Higher in both, the tail and mIoU, is {each}{end if rest else ''}."
 
 
