@@ -189,6 +189,24 @@ def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_severa
     assert chapter.plot_answer(study({"PAT": 0.1})) is None
 
 
+def test_a_very_wide_interval_leaves_its_panel(study, monkeypatch):
+    compared = study({"CE": 0.0, "PAT": 0.05, "Focal": 0.1}, datasets=["synthetic", "camvid"])
+    changes = [c.change(method, "tail") for c in compared for method in ("PAT", "Focal")]
+    low, high, cut = chapter._limits(compared, "tail")
+    assert not cut and "reaches the edge" not in chapter.caption(compared)
+    highest = 100 * max(change.high for change in changes)
+    assert low < 0 < highest < high < highest + 2
+    widest = max(changes, key=lambda change: change.high - change.low)
+    others = [c for c in changes if c is not widest]
+    median = np.median([c.high - c.low for c in changes])
+    second = max(c.high - c.low for c in others)
+    monkeypatch.setattr(chapter, "WIDE", second / median)  # the widest alone is wider
+    low, high, cut = chapter._limits(compared, "tail")
+    rest = 100 * max([c.high for c in others] + [widest.mean])
+    assert cut and rest < high < rest + 2
+    assert "reaches the edge of its panel" in chapter.caption(compared)
+
+
 def test_rows_of_a_table_fit_its_header():
     assert chapter.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     with pytest.raises(ValueError, match="each row must have 2 cells"):

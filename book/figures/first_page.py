@@ -40,6 +40,7 @@ AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classe
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
 FARTHEST = 20.0  # points: what lies beyond is drawn at the edge, as an arrow
+WIDE = 4.0  # an interval this many times as wide as the median one leaves its panel
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -318,6 +319,8 @@ def caption(compared: Sequence[Compared]) -> str:
         "and test images, which hold together for all losses of a data set, for each score by "
         "itself."
     )
+    if any(_limits(compared, metric)[2] for metric in METRICS):
+        text += " A line that reaches the edge of its panel is longer."
     by_methods = defaultdict(list)
     for c in compared:
         if c.judged.single:
@@ -326,6 +329,22 @@ def caption(compared: Sequence[Compared]) -> str:
         said = (f"{listing(methods)} on {listing(where)}" for methods, where in by_methods.items())
         text += f" Hollow, one seed and not judged: {'; '.join(said)}."
     return text
+
+
+def _limits(compared: Sequence[Compared], metric: str) -> tuple[float, float, bool]:
+    """The ends of a panel in points, and whether an interval leaves it.
+
+    One with a very wide interval, of two losses with two seeds, would hide the differences of the
+    others.
+    """
+    changes = [found for c in compared for m in _methods([c]) if (found := c.change(m, metric))]
+    judged = [found for found in changes if not math.isnan(found.low)]
+    widest = WIDE * float(np.median([f.high - f.low for f in judged])) if judged else 0.0
+    kept = [found for found in judged if found.high - found.low <= widest]
+    ends = [v for f in kept for v in (f.low, f.high)] + [f.mean for f in changes] + [0.0]
+    low, high = np.clip([100 * min(ends), 100 * max(ends)], -FARTHEST, FARTHEST)
+    pad = 0.05 * (high - low) + 0.1
+    return low - pad, high + pad, len(kept) < len(judged)
 
 
 def numbers(compared: Sequence[Compared]) -> str:
@@ -375,6 +394,7 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
             middles.append(y - (len(of) + 1) / 2)
             y += 1
         axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_xlim(*_limits(compared, metric)[:2])
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(name, fontsize=10)
         axis.tick_params(labelsize=9)
