@@ -214,7 +214,20 @@ def how_sure(compared: Sequence[Compared]) -> str:
             single = [(c, c.change("PAT", "tail")) for c in of_network if not c.decided("tail")]
             if said := [f"{c.data} (tail {signed(f.mean)})" for c, f in single if f]:
                 parts[-1] += f", one seed on {listing(said)}, which is not judged"
+            # Residuals of the model method + seed: with one degree of freedom t is 12.7.
+            few = [c.data for c in of_network if c.decided("tail") and _degrees(c) == 1]
+            if few:
+                parts[-1] += (
+                    f", of {listing(few)} two seeds of two losses, so that how far seeds scatter "
+                    "is hardly known and intervals are wide or narrow by chance"
+                )
     return f"How sure: {'; '.join(parts)}."
+
+
+def _degrees(compared: Compared) -> int:
+    """Degrees of freedom of the scatter between seeds, in the model method + seed."""
+    seeds = [len(of) for of in by_method(compared.runs).values() if len(of) > 1]
+    return sum(n - 1 for n in seeds) - (max(seeds) - 1)
 
 
 def choices(compared: Sequence[Compared]) -> list[list[str]]:
