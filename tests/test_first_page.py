@@ -176,11 +176,12 @@ def test_one_seed_is_not_judged_and_named(study):
     assert change["Focal"].mean == pytest.approx(by_seed["Focal"] - by_seed["CE"])
 
 
-def test_two_seeds_of_two_losses_are_said_to_be_few(study):
+def test_two_losses_with_two_seeds_are_said_to_be_few(study):
     losses = {"CE": 0.0, "PAT": 0.1, "Focal": 0.05}
     few = study(losses, seeds=[0, 1], single=["Focal"])
-    assert "two seeds of two losses" in chapter.how_sure(few) and chapter._degrees(few[0]) == 1
-    assert "two seeds of two losses" not in chapter.how_sure(study(losses, seeds=[0, 1]))
+    said = "two losses with two seeds in common"
+    assert said in chapter.how_sure(few) and chapter._degrees(few[0]) == 1
+    assert said not in chapter.how_sure(study(losses, seeds=[0, 1]))
 
 
 def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_several(study):

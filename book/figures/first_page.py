@@ -218,8 +218,8 @@ def how_sure(compared: Sequence[Compared]) -> str:
             few = [c.data for c in of_network if c.decided("tail") and _degrees(c) == 1]
             if few:
                 parts[-1] += (
-                    f", of {listing(few)} two seeds of two losses, so that how far seeds scatter "
-                    "is hardly known and intervals are wide or narrow by chance"
+                    f", of {listing(few)} two losses with two seeds in common, so that how far "
+                    "seeds scatter is hardly known and intervals are wide or narrow by chance"
                 )
     return f"How sure: {'; '.join(parts)}."
 
