@@ -7,7 +7,7 @@ import pytest
 from chapters import Chapter
 from fake_runs import fake_record, grid_file
 from figures import baselines as chapter
-from figures import judging
+from figures import judging, precisions
 
 from patlib.records import RunRecord
 from patlib.study.grids import load_grid
@@ -118,6 +118,18 @@ def test_a_method_that_fails_on_some_seeds_does_not_widen_the_intervals(study):
     words = [of.verdict("PAT", "miou") for of in (judged["x"], judging.Judged(failing))]
     assert words[0] != words[1] and f"mIoU on x, {words[0]} → {words[1]}" in said
     assert chapter.left_out({"x": runs}, judged, ["LDAM"]) == ""
+
+
+def test_seeds_in_another_precision_are_named(tmp_path):
+    grid = grid_file(tmp_path, {"CE": {"loss": "ce"}}, seeds=(0, 1, 2))
+    for planned in load_grid(grid):
+        fake_record(planned, tmp_path, 0.0, images=4)
+    runs = load_runs(grid, tmp_path)
+    assert precisions({"here": runs}) == ""
+    for run in runs:
+        run.planned.settings["precision"] = "32-true" if run.seed == 1 else "bf16-mixed"
+    said = precisions({"here": runs, "there": runs, "empty": []})
+    assert said == "On here and there, seeds 0 and 2 in bfloat16 and seed 1 in float32."
 
 
 def test_curves_that_still_rise_are_named(study):

@@ -114,6 +114,27 @@ def epochs_of(runs: Iterable[Run]) -> str:
     return f"{' to '.join(map(str, sorted({min(epochs), max(epochs)})))} epochs"
 
 
+def precisions(panels: Mapping[str, Iterable[Run]]) -> str:
+    """Which seeds are in which precision, where a benchmark has several: sentences, or none.
+
+    Args:
+        panels: title -> runs of a benchmark.
+    """
+    names = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+    titles: dict[str, list[str]] = {}
+    for title, runs in panels.items():
+        seeds: dict[str, set[int]] = {}
+        for run in sorted((run for run in runs if run.record), key=lambda run: run.seed):
+            seeds.setdefault(names[run.planned.settings["precision"]], set()).add(run.seed)
+        if len(seeds) > 1:
+            parts = (
+                f"seed{'s' if len(of) > 1 else ''} {listing(map(str, sorted(of)))} in {name}"
+                for name, of in seeds.items()
+            )
+            titles.setdefault(listing(parts), []).append(title)
+    return " ".join(f"On {listing(where)}, {said}." for said, where in titles.items())
+
+
 def load_paper() -> dict:
     """The paper's own numbers."""
     return yaml.safe_load((ROOT / "study" / "paper.yaml").read_text())
