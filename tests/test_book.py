@@ -263,6 +263,13 @@ def test_page_in_a_browser(browser, address, site, pages, page):
     assert not errors
 
 
+def test_the_index_of_names_fits_a_telephone(browser, address):
+    visit(browser, f"{address}/genindex.html", NARROW)
+    assert browser.find_elements(By.CSS_SELECTOR, "table.genindextable td")
+    width = browser.execute_script("return document.scrollingElement.scrollWidth")
+    assert width <= NARROW[0]
+
+
 def test_contents_lead_to_every_page_in_order(browser, address):
     visit(browser, f"{address}/{PAGES[0]}.html", WIDE)
     links = browser.find_elements(By.CSS_SELECTOR, ".bd-sidebar-primary nav.bd-links a.internal")
