@@ -16,6 +16,7 @@ from figures.features_or_prior import (
     prior_words,
     summary,
 )
+from scipy import stats
 
 from patlib.priors import KINDS, STRENGTHS
 from patlib.records import RunRecord
@@ -121,6 +122,22 @@ def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):
     assert table.loc["PAT", "excess"] > 0.1 and np.isnan(table.loc["CE", "excess"])
 
 
+def test_runs_without_counts_under_shifts_are_left_out_and_named(study):
+    grid, folder = study(0.6)
+    whole, said = chapter.with_shifts({"X": load_runs(grid, folder)})
+    assert said == "" and len(whole["X"]) == 6
+    old = [path for path in sorted(folder.glob("*.npz")) if "seed0" in path.name]
+    for path in old:
+        with np.load(path) as kept:
+            arrays = {k: v for k, v in kept.items() if "shift" not in k}
+        np.savez(path, **arrays)
+    runs = load_runs(grid, folder)
+    shown, said = chapter.with_shifts({"X": runs, "Y": []})
+    assert list(shown) == ["X"] and {run.seed for run in shown["X"]} == {1, 2}
+    assert said.endswith("left out here: CE and PAT of seed 0 on X.")
+    assert summary(shown["X"]).seeds.tolist() == [2, 2]
+
+
 def test_under_one_prior_are_the_scores_at_kappa_1(study):
     runs = load_runs(*study(0.6))
     table = at_pixel_prior(runs)
@@ -163,6 +180,15 @@ def test_changes_of_classes_follow_the_counts(study):
     tail = table.loc[record["class_names"][-1]]
     assert tail.PAT - tail.CE == pytest.approx(0.6 / 1.4 - 0.3 / 1.7, abs=5e-3)
     assert tail.PAT_shifted - tail.CE_shifted == pytest.approx(0.575 / 1.425 - 0.3 / 1.7, abs=5e-3)
+
+
+def test_the_rank_correlation_of_classes_is_that_of_scipy(study):
+    runs = load_runs(*study(0.6))
+    table = class_changes(runs)
+    exact = stats.spearmanr(table.weight, table.PAT - table.CE).statistic
+    said = chapter.class_words({"X": runs, "Y": []})
+    assert f"shifted: {exact:+.2f} → ".replace("-", "−") in said and "on X (8 classes)." in said
+    assert "still to run" in chapter.class_words({})
 
 
 def test_chapter_on_these_records_and_on_none(study, tmp_path):

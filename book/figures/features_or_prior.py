@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from patlib.metrics import scores_of_counts
 from patlib.plots import method_styles
@@ -19,6 +20,39 @@ SYMBOLS = {"tau": "τ", "kappa": "κ"}
 MEDIAN = "CE, median frequency"  # changes the weights of the classes and nothing else
 #: score -> its name, and the κ between which the protocol expects PAT's best
 EXPECTED_KAPPA = {"pixel_accuracy": ("pixel accuracy", 0.75, 1.25), "miou": ("mIoU", 0.25, 0.75)}
+
+
+def has_shifts(run: Run) -> bool:
+    """Whether a run with a record has counted its pixels under shifts of its logits."""
+    try:
+        run.images(("shift_kinds",))
+    except KeyError:  # made before shifts were counted
+        return False
+    return True
+
+
+def with_shifts(
+    panels: Mapping[str, Sequence[Run]],
+) -> tuple[dict[str, list[Run]], str]:
+    """The benchmarks without the runs that have not counted their pixels under shifts.
+
+    Returns:
+        title -> its other runs, without titles that have no record among them; and a sentence that
+        names the runs that are left out, empty without any.
+    """
+    shown, out = {}, {}
+    for title, runs in panels.items():
+        without = [run for run in runs if run.record and not has_shifts(run)]
+        names = {run.planned.name for run in without}
+        kept = [run for run in runs if run.planned.name not in names]
+        if any(run.record for run in kept):
+            shown[title] = kept
+        for run in without:
+            out.setdefault(f"seed {run.seed} on {title}", []).append(run.method)
+    if not out:
+        return shown, ""
+    words = "; ".join(f"{listing(methods)} of {where}" for where, methods in out.items())
+    return shown, f"Made before shifts were counted, and left out here: {words}."
 
 
 def summary(runs: Sequence[Run]) -> pd.DataFrame:
@@ -241,6 +275,36 @@ def class_changes(runs: Sequence[Run]) -> pd.DataFrame:
     return table.sort_values("pixels", ascending=False)
 
 
+def class_words(panels: Mapping[str, Sequence[Run]]) -> str:
+    """How far the change of each class follows the weight that PAT's prior gives it: a sentence."""
+    parts = []
+    for title, runs in panels.items():
+        table = class_changes(runs)
+        if len(table):
+            ranks = table.weight.rank()
+            found = (
+                f"{ranks.corr((table[f'PAT{s}'] - table[f'CE{s}']).rank()):+.2f}".replace("-", "−")
+                for s in ("", "_shifted")
+            )
+            parts.append(f"{' → '.join(found)} on {title} ({len(table)} classes)")
+    if not parts:
+        return "PAT and cross-entropy are still to run."
+    return (
+        "Rank correlation (Spearman) of the two, as trained → both shifted: "
+        f"{'; '.join(parts)}. It is +1 where PAT gains the more the more its prior favours a "
+        "class, 0 where the two have nothing to do with each other."
+    )
+
+
+def _two_columns(number: int, height: float) -> tuple[Figure, list]:
+    """A figure with this many axes, two side by side, each of this height in inches."""
+    rows = (number + 1) // 2
+    figure, axes = subplots(rows, min(number, 2), height * rows + 0.6)
+    for axis in axes.flat[number:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:number])
+
+
 def plot_trade_off(panels: Mapping[str, Sequence[Run]], x: str = "miou") -> Figure | None:
     """Tail against mIoU, or the head, over the shift by τ: a line for each method.
 
@@ -257,13 +321,14 @@ def plot_trade_off(panels: Mapping[str, Sequence[Run]], x: str = "miou") -> Figu
     done = {title: methods for title, methods in done.items() if methods}
     if not done:
         return None
-    figure, axes = subplots(1, len(done), 5.0)
+    figure, axes = _two_columns(len(done), 4.4)
     colors, markers = method_styles(m for methods in done.values() for m in methods)
-    for axis, (title, methods) in zip(axes[0], done.items(), strict=True):
+    named = {}  # a loss that several benchmarks have stands in the legend once
+    for axis, (title, methods) in zip(axes, done.items(), strict=True):
         for method, members in methods.items():
             curve = 100 * shift_curve(members, "tau").set_index("strength")
             style = dict(color=colors[method], label=method)
-            axis.plot(curve[x], curve["tail"], linewidth=2, **style)
+            (named[method],) = axis.plot(curve[x], curve["tail"], linewidth=2, **style)
             start = curve.loc[0.0]
             axis.scatter(
                 start[x], start["tail"], s=70, color=colors[method], marker=markers[method]
@@ -275,8 +340,7 @@ def plot_trade_off(panels: Mapping[str, Sequence[Run]], x: str = "miou") -> Figu
         name = {"miou": "test mIoU (%)", "head": "test IoU of the head (%)"}[x]
         axis.set(title=title, xlabel=name, ylabel="test IoU of the tail (%)")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles=list(named.values()), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -294,17 +358,18 @@ def plot_pixel_accuracy(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
                 curves.setdefault(title, {})[method] = curve
     if not curves:
         return None
-    figure, axes = subplots(1, len(curves), 4.0)
+    figure, axes = _two_columns(len(curves), 3.6)
     colors, markers = method_styles(m for methods in curves.values() for m in methods)
-    for axis, (title, methods) in zip(axes[0], curves.items(), strict=True):
+    named = {}
+    for axis, (title, methods) in zip(axes, curves.items(), strict=True):
         for method, curve in methods.items():
             style = dict(color=colors[method], marker=markers[method], label=method)
-            axis.plot(curve.strength, 100 * curve.pixel_accuracy, linewidth=2, **style)
+            at = curve.strength, 100 * curve.pixel_accuracy
+            (named[method],) = axis.plot(*at, linewidth=2, **style)
         axis.axvline(1, color="black", linestyle="--", linewidth=1)
         axis.set(title=title, xlabel="κ", ylabel="test pixel accuracy (%)")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles=list(named.values()), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -322,12 +387,23 @@ def plot_class_changes(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
             style = dict(facecolors=color if fill else "none", edgecolors=color, s=60, label=label)
             axis.scatter(table.weight, change, linewidths=2, **style)
             if fill:
-                for name, x, y in zip(table.index, table.weight, change, strict=True):
-                    where = dict(xytext=(5, 4), textcoords="offset points", fontsize=9)
-                    axis.annotate(name, (x, y), **where)
+                height = max(np.ptp(change), 1e-9)
+                placed = []  # names so far; one to the right of another goes below its point
+                points = table.assign(change=change).sort_values("weight")
+                for name, x, y in points[["weight", "change"]].itertuples():
+                    close = any(
+                        abs(np.log(x / other)) < 0.5 and abs(y - level) < 0.07 * height
+                        for other, level in placed
+                    )
+                    where = dict(xytext=(5, -13 if close else 4), textcoords="offset points")
+                    axis.annotate(name, (x, y), fontsize=9, **where)
+                    placed.append((x, y))
         axis.axhline(0, color="black", linestyle="--", linewidth=1)
         axis.set(title=title, xscale="log", ylabel="IoU of PAT minus CE (points)")
         axis.margins(x=0.15)  # room for the names
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("share of the class in PAT's prior, over its share of the pixels")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
