@@ -6,20 +6,24 @@ of the run's own loss are measured by class (:mod:`patlib.gradients`) and summar
 ``study/records/gradients.json``: numbers only. Where ``--runs`` holds the finished run (as
 ``study/run.py`` leaves it), its last network is taken and only the first half is trained.
 
+Of runs of 100 epochs, cross-entropy and PAT of seed 2 in ``study/grids/small/segnet.yaml``, only the
+last network is measured, where ``--runs`` holds it.
+
 A measurement that the record already has is left alone; two CPU cores need about 40 minutes for
-all six.
+the six short ones.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a bare clone, not installed, can run it
@@ -33,7 +37,8 @@ from patlib.records import provenance  # noqa: E402
 from patlib.study.grids import data_root, load_grid, run_name  # noqa: E402
 
 RECORD = ROOT / "study" / "records" / "gradients.json"
-GRID = ROOT / "study" / "grids" / "small" / "table1.yaml"
+GRIDS = ROOT / "study" / "grids" / "small"
+LONG_SEED = 2  # of the runs of 100 epochs
 DATASETS = ("camvid", "nyuv2")
 METHODS = {
     "CE": {"loss": "ce", "loss_params": {}},
@@ -44,15 +49,36 @@ IMAGES = 128  # training images of each measurement
 WHOLE = 24  # of them, those that are followed through the whole network
 
 
-def describe(config: RunConfig, runs: Path | None) -> dict:
-    """The states of one run, measured: epochs done -> summary."""
+def planned(data: Path) -> Iterator[tuple[str, str, RunConfig]]:
+    """The part of the record, the loss and the run of each measurement."""
+
+    def configure(settings: Mapping[str, Any]) -> RunConfig:
+        root = str(data_root(settings["dataset"], data))
+        return RunConfig(**settings, data_root=root, device="cpu")
+
+    short = [run.settings for run in load_grid(GRIDS / "table1.yaml") if run.settings["seed"] == 0]
+    for name in DATASETS:
+        shared = next(settings for settings in short if settings["dataset"] == name)
+        for method, settings in METHODS.items():
+            yield "datasets", method, configure({**shared, **settings})
+    for run in load_grid(GRIDS / "segnet.yaml"):
+        if run.settings["seed"] == LONG_SEED and run.method in ("CE", "PAT"):
+            yield "long", run.method, configure(run.settings)
+
+
+def networks(part: str, config: RunConfig, runs: Path | None) -> list[tuple[int, nn.Module]]:
+    """Epochs done, and the network then; those of a short run that are not there are trained."""
+    folder = runs and runs / run_name(config.settings())
+    finished = bool(folder) and (folder / RUN_RECORD).is_file()
+    last = [(config.epochs, load_model(folder)[0])] if finished else []
+    if part == "long":
+        return last
     stages = [0, config.epochs // 2, config.epochs]
-    finished = runs and runs / run_name(config.settings())
-    if finished and (finished / RUN_RECORD).is_file():
-        last = (stages.pop(), load_model(finished)[0])
-        states = list(chain(training_states(config, stages), [last]))
-    else:
-        states = list(training_states(config, stages))
+    return [*training_states(config, stages[: 3 - len(last)]), *last]
+
+
+def describe(config: RunConfig, states: Sequence[tuple[int, nn.Module]]) -> dict:
+    """The networks of one run, measured: epochs done -> summary."""
     parts = measure(config, states, IMAGES), measure(config, states, WHOLE, whole_network=True)
     return {
         str(epochs): {**summarise(part), "network": summarise(whole)["network"]}
@@ -72,21 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
-    record = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"datasets": {}}
-    planned = [run for run in load_grid(GRID) if run.settings["seed"] == 0]
-    for name, (method, settings) in [(n, m) for n in DATASETS for m in METHODS.items()]:
-        entry = record["datasets"].setdefault(name, {"methods": {}})
-        if method in entry["methods"]:
+    record = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    for part, method, config in planned(chosen.data):
+        by_dataset = record.setdefault(part, {})
+        if method in by_dataset.get(config.dataset, {"methods": {}})["methods"]:
             continue
-        shared = next(run.settings for run in planned if run.settings["dataset"] == name)
-        root = str(data_root(name, chosen.data))
-        config = RunConfig(**{**shared, **settings}, data_root=root, device="cpu")
-        print(f"{name}, {method} ...", flush=True)
+        print(f"{config.dataset}, {method}, {config.epochs} epochs ...", flush=True)
         started = time.perf_counter()
-        entry["class_names"] = list(build_dataset(name, root).class_names)
+        states = networks(part, config, chosen.runs)
+        if not states:
+            print(f"left out: --runs does not hold {run_name(config.settings())}", flush=True)
+            continue
+        names = list(build_dataset(config.dataset, config.data_root).class_names)
+        entry = by_dataset.setdefault(config.dataset, {"methods": {}, "class_names": names})
         entry["methods"][method] = {
             "config": config.settings(),
-            "states": describe(config, chosen.runs),
+            "states": describe(config, states),
             "provenance": {
                 **provenance(torch.device("cpu")),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
