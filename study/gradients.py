@@ -6,8 +6,8 @@ of the run's own loss are measured by class (:mod:`patlib.gradients`) and summar
 ``study/records/gradients.json``: numbers only. Where ``--runs`` holds the finished run (as
 ``study/run.py`` leaves it), its last network is taken and only the first half is trained.
 
-Of runs of 100 epochs, cross-entropy and PAT of seed 2 in ``study/grids/small/segnet.yaml``, only the
-last network is measured, where ``--runs`` holds it.
+Of runs of 100 epochs (cross-entropy and PAT of seed 2 in ``study/grids/small/segnet.yaml``) the
+last network alone is measured, where ``--runs`` holds it.
 
 A measurement that the record already has is left alone; two CPU cores need about 40 minutes for
 the six short ones.

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -262,16 +263,17 @@ def test_measure_takes_the_same_images_for_all(tmp_path):
         measure(ce, states, 0)
 
 
-def test_record():
-    record = json.loads(RECORD.read_text())
-    for name, entry in record["datasets"].items():
+@pytest.mark.parametrize("kind", ["datasets", "long"])
+def test_record(kind):
+    for name, entry in json.loads(RECORD.read_text())[kind].items():
         assert name in study.DATASETS
         for method, run in entry["methods"].items():
             chosen = study.METHODS[method]
             assert run["config"]["dataset"] == name and run["config"]["loss"] == chosen["loss"]
             assert run["provenance"]["commit"] and run["provenance"]["date"]
             epochs = run["config"]["epochs"]
-            assert list(run["states"]) == [str(e) for e in (0, epochs // 2, epochs)]
+            stages = (0, epochs // 2, epochs) if kind == "datasets" else (100,)
+            assert list(run["states"]) == [str(e) for e in stages] and epochs in stages
             for summary in run["states"].values():
                 assert list(summary) == ["logits", "features", "classifier", "network"]
                 for part in summary.values():
@@ -279,6 +281,18 @@ def test_record():
                     assert low <= value <= high and part["ratio"] >= 1
                     assert len(part["classes"]) == len(part["sizes"]) == len(part["norms"])
                     assert max(part["classes"]) < len(entry["class_names"])
+
+
+def test_the_study_measures_the_last_network_of_a_long_run(tmp_path):
+    run = config(tmp_path, epochs=2)
+    assert study.networks("long", run, None) == study.networks("long", run, tmp_path) == []
+    folder = tmp_path / study.run_name(run.settings())
+    train(replace(run, output_dir=str(folder)), progress=False)
+    ((epochs, network),) = study.networks("long", run, tmp_path)
+    short = study.networks("datasets", run, tmp_path)
+    assert epochs == 2 and [e for e, _ in short] == [0, 1, 2]
+    for mine, other in zip(network.parameters(), short[-1][1].parameters(), strict=True):
+        assert torch.equal(mine, other)
 
 
 # -- the chapter ------------------------------------------------------------------------------
@@ -357,6 +371,21 @@ def test_homogenising_exponent_is_the_own_one_and_alpha():
         alpha = runs["camvid"][method]["0"]["logits"]["exponent"][0]
         assert wanted["camvid", method, "start", "logits"] == pytest.approx(own + alpha)
     assert len(wanted) == sum(len(methods) for methods in runs.values()) * 3 * 4
+
+
+def test_words_on_the_long_runs_follow_the_record():
+    def summary(exponent, ratio):
+        return {"100": {"network": {"exponent": [exponent, 0, 1], "ratio": ratio}}}
+
+    equal = {"CE": summary(0.5, 9.0), "PAT": summary(-0.1, 4.0)}
+    unequal = {"CE": summary(0.4, 3.0), "PAT": summary(0.1, 6.0)}
+    said = chapter.long_words({"A": equal, "B": unequal})
+    assert "0.50 and −0.10 on A; 0.40 and 0.10 on B" in said["long"]
+    assert "9.0 and 4.0 on A; 3.0 and 6.0 on B" in said["long"]
+    assert "them more equal on A only, again" in said["long_verdict"]
+    assert "them more equal" in chapter.long_words({"A": equal})["long_verdict"]
+    assert "them less equal" in chapter.long_words({"B": unequal})["long_verdict"]
+    assert "none was measured" in chapter.long_words({"A": {"CE": equal["CE"]}})["long"]
 
 
 TINY = dict(image_size=[32, 48], model="attention_unet", model_params={"width": 2}, epochs=1)

@@ -343,6 +343,38 @@ def conclusions(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     }
 
 
+def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
+    """What the long runs leave of the difference between CE and PAT, by the names of the glue.
+
+    Args:
+        long: title -> method -> epochs done -> summary, of the last network.
+    """
+    ends = {
+        title: [list(methods[m].values())[-1]["network"] for m in ("CE", "PAT")]
+        for title, methods in long.items()
+        if {"CE", "PAT"} <= methods.keys()
+    }
+    if not ends:
+        return dict.fromkeys(("long", "long_verdict"), "Of the long runs none was measured yet.")
+    better = [title for title, (ce, pat) in ends.items() if pat["ratio"] < ce["ratio"]]
+    word = "more equal" if better else "less equal"
+    if 0 < len(better) < len(ends):
+        word += f" on {listing(better)} only"
+    exponents, ratios = (
+        "; ".join(f"{show(ce)} and {show(pat)} on {title}" for title, (ce, pat) in ends.items())
+        for show in (
+            lambda part: f"{part['exponent'][0]:.2f}".replace("-", "−"),
+            lambda part: f"{part['ratio']:.1f}",
+        )
+    )
+    return {
+        "long": f"Over all weights, the exponents of CE and of PAT are then {exponents}. In a "
+        "median image the largest gradient of a class is so many times the smallest, with CE and "
+        f"with PAT: {ratios}.",
+        "long_verdict": f"After 100 epochs, PAT makes them {word}, again over all weights.",
+    }
+
+
 def exponent_runs(records: Path) -> dict[str, list[dict[float, Run]]]:
     """The runs with 1/S^a on CamVid: normalisation -> exponent -> run, of each complete seed.
 

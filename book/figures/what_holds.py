@@ -55,7 +55,7 @@ class Evidence:
         paper: ``study/paper.yaml``.
         temperatures: runs of PAT at several T.
         networks: runs of several networks on one data set.
-        gradients: the data sets of ``study/records/gradients.json``.
+        gradients: a part of ``study/records/gradients.json``: data set -> its measurements.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ def read_evidence(
         folder: of the records.
         seeds: those that count; None for all.
         unjudged, resamples: of :class:`figures.judging.Judged`.
-        short: take the other short runs as well: several T, the networks, and the networks whose
-            gradients were measured. Else the networks are those of the study.
+        short: take the other short runs as well: several T, the networks, and the gradients of
+            short runs. Else the networks and the gradients are those of the study.
     """
     panels = read_panels(grids, folder, seeds)
     found = Evidence(
@@ -102,10 +102,10 @@ def read_evidence(
     )
     networks = "table2.yaml" if short else "networks.yaml"
     found.networks = load_runs(GRIDS / "small" / networks, folder, seeds)
+    measured = json.loads((ROOT / "study" / "records" / "gradients.json").read_text())
+    found.gradients = measured["datasets" if short else "long"]
     if short:
         found.temperatures = load_runs(GRIDS / "small" / "table3.yaml", folder, seeds)
-        measured = json.loads((ROOT / "study" / "records" / "gradients.json").read_text())
-        found.gradients = measured["datasets"]
     return found
 
 
