@@ -115,7 +115,7 @@ def test_several_benchmarks_are_answered_in_three_sentences(study):
 def test_each_method_is_shown_at_the_shift_that_validation_chooses(study):
     table = summary(load_runs(*study(0.6)))
     assert table.loc["CE", "shift"] == "τ = 0"
-    assert table.loc["PAT", "shift"] == "τ = -0.5"
+    assert table.loc["PAT", "shift"] == "τ = −0.5"
     # IoU of hits h of as many true and predicted: h / (2 - h).
     tail = 0.6 - 0.025
     assert table.loc["PAT", "shifted_tail"] == pytest.approx(tail / (2 - tail), abs=5e-3)

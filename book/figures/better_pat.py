@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.features_or_prior import SYMBOLS, at_own_shifts
+from figures.features_or_prior import at_own_shifts, shift_text
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, by_method
@@ -139,7 +139,7 @@ def screening(runs: Sequence[Run]) -> pd.DataFrame:
         curve = shift_curve(members, kind, "validation")
         row = curve[np.isclose(curve.strength, strength)].iloc[0]
         scores = {name: row[name] for name in ("miou", "tail", "pixel_accuracy")}
-        table[method] = {"shift": f"{SYMBOLS[kind]} = {strength:g}", **scores}
+        table[method] = {"shift": shift_text(kind, strength), **scores}
     table = pd.DataFrame.from_dict(table, orient="index")
     if table.empty:
         return table

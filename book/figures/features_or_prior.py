@@ -16,10 +16,15 @@ from patlib.study.shifts import best_shift, excess, shift_curve, shifted_counts
 from patlib.study.simultaneous import MethodScores, score_methods
 from patlib.study.wording import listing, signed
 
-SYMBOLS = {"tau": "τ", "kappa": "κ"}
 MEDIAN = "CE, median frequency"  # changes the weights of the classes and nothing else
 #: score -> its name, and the κ between which the protocol expects PAT's best
 EXPECTED_KAPPA = {"pixel_accuracy": ("pixel accuracy", 0.75, 1.25), "miou": ("mIoU", 0.25, 0.75)}
+
+
+def shift_text(kind: str, strength: float) -> str:
+    """A shift as tables have it: ``τ = −0.5``."""
+    symbol = {"tau": "τ", "kappa": "κ"}[kind]
+    return f"{symbol} = {strength:g}".replace("-", "−")
 
 
 def has_shifts(run: Run) -> bool:
@@ -73,7 +78,7 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
         kind, strength = best_shift(members)
         curve = shift_curve(members, kind).set_index("strength")
         names = ("miou", "pixel_accuracy", "head", "tail")
-        row = {"seeds": len(members), "shift": f"{SYMBOLS[kind]} = {strength:g}"}
+        row = {"seeds": len(members), "shift": shift_text(kind, strength)}
         row |= {name: curve[name][0.0] for name in names}
         row |= {f"shifted_{name}": curve[name][strength] for name in names}
         shared = [run for run in done.get("CE", []) if run.seed in {of.seed for of in members}]
