@@ -1,6 +1,7 @@
 """Against the baselines: its words and verdicts follow from the records."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,4 +190,12 @@ def test_history_of_the_lengths(tmp_path):
     ce, pat = (100 * run.score("miou") for run in runs)
     assert where.endswith(" with Attention U-Net, 5") and seeds == 1
     assert miou == f"{ce:.1f} → {pat:.1f}"
-    assert gain == f"+{pat - ce:.1f}" and chapter.lengths(runs[:1]) == []
+    assert gain == f"+{pat - ce:.1f}"
+    ((_, _, miou, gain, *_),) = chapter.lengths(runs[:1])
+    assert (miou, gain) == (f"{ce:.1f} → not run", "") and chapter.lengths(runs[1:]) == []
+    assert chapter.of_shared_seeds(runs, "miou", "B") == ""  # there is no CE
+    runs = [
+        replace(r, planned=replace(r.planned, method=m))
+        for r, m in zip(runs, ("CE", "PAT"), strict=True)
+    ]
+    assert chapter.of_shared_seeds(runs, "miou") == f"{ce:.1f} → {pat:.1f}"

@@ -113,8 +113,8 @@ def test_the_answer_follows_the_verdicts(study):
     assert chapter.answer({"X": wins}) == "Yes, of what was judged on X: PAT on X."
     fails = chapter.judge(load_runs(*study({**shares, "PAT": (0.3, 0.5, 0.9)})), resamples=100)
     said = chapter.answer({"X": fails, "Y": []})
-    assert said.startswith("No, of what was judged: on X PAT comes nearest, with +")
-    assert " of tail beside BMS." in said and "−" in said
+    assert said.startswith("No candidate wins, of what was judged: on X, PAT comes nearest: ")
+    assert "beside BMS −" in said and said.endswith(" of tail.")
     assert chapter.answer({"X": []}).startswith("Not decided yet")
 
 

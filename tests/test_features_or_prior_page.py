@@ -100,14 +100,16 @@ def test_words_follow_the_records(study):
 def test_several_benchmarks_are_answered_in_three_sentences(study):
     higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
     said = answers({"A": higher, "B": lower, "C": higher}, resamples=100)
-    assert said.count(". ") == 2 and "on A (tail higher)" in said and "on B (tail lower)" in said
-    outside, within = said.split(". ")[1:]
-    assert (
-        outside.startswith("On A (") and " and C (" in outside and "does not replace PAT" in outside
+    assert said.count(". ") == 1 and "on A (tail higher)" in said and "on B (tail lower)" in said
+    outside, within = said.split(". ")[1].split("; ")
+    assert outside.startswith("On A (δ = +") and " and C (" in outside
+    assert outside.endswith("does not replace PAT there")
+    assert within.startswith("on B (δ = −") and within.endswith(
+        ") a shift of cross-entropy reaches both."
     )
-    assert within.startswith("On B (0.0) a shift")
     single = load_runs(*study(0.6, seeds=(0,)))
-    assert "on D (tail one seed)" in answers({"A": higher, "D": single}, resamples=100)
+    said = answers({"A": higher, "D": single}, resamples=100)
+    assert "on D (tail one seed)" in said and ") that is so in the mean, but no higher" in said
     assert answers({"A": higher}, resamples=100) == answer("A", higher, resamples=100)
     assert answers({}) == "The runs of this chapter are still to come."
 
@@ -180,6 +182,16 @@ def test_changes_of_classes_follow_the_counts(study):
     tail = table.loc[record["class_names"][-1]]
     assert tail.PAT - tail.CE == pytest.approx(0.6 / 1.4 - 0.3 / 1.7, abs=5e-3)
     assert tail.PAT_shifted - tail.CE_shifted == pytest.approx(0.575 / 1.425 - 0.3 / 1.7, abs=5e-3)
+
+
+def test_the_own_shift_of_cross_entropy_is_told(study):
+    runs = load_runs(*study(0.6))
+    table = summary(runs)
+    said = chapter.own_shift_words({"X": runs, "Y": []})
+    assert "tail by 0.0, 0.0, 0.0 on X points." in said  # validation leaves CE as it is
+    beside = 100 * (table.loc["PAT", "shifted_tail"] - table.loc["CE", "tail"])
+    assert said.endswith(f", +{beside:.1f} on X.")
+    assert "still to run" in chapter.own_shift_words({})
 
 
 def test_the_rank_correlation_of_classes_is_that_of_scipy(study):

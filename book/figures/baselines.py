@@ -126,10 +126,20 @@ def not_flat(panels: Mapping[str, Iterable[Run]]) -> str:
     )
 
 
-def lengths(runs: Iterable[Run]) -> list[list[str]]:
-    """CE and PAT at each length that both were run with: rows of a table.
+def of_shared_seeds(runs: Iterable[Run], metric: str, method: str = "PAT") -> str:
+    """``50.5 → 47.8``: CE and a method, means over the seeds that both have, in percent."""
+    done = by_method(run for run in runs if run.record)
+    scores = [{r.seed: r.score(metric) for r in done.get(m, [])} for m in ("CE", method)]
+    seeds = set.intersection(*(set(of) for of in scores))
+    return " → ".join(f"{100 * np.mean([of[s] for s in seeds]):.1f}" for of in scores if seeds)
 
-    The means are over the seeds that both have. A run that several grids have counts once.
+
+def lengths(runs: Iterable[Run]) -> list[list[str]]:
+    """CE and PAT at each length that CE was run with: rows of a table.
+
+    The means are over the seeds that both have, or over those of CE where PAT was not run. A run
+    that several grids have counts once; of two runs of a seed in different precisions the later
+    in the order of ``runs`` counts.
     """
     by_length: dict = defaultdict(lambda: defaultdict(dict))
     for run in {run.planned.name: run for run in runs if run.record}.values():
@@ -137,15 +147,19 @@ def lengths(runs: Iterable[Run]) -> list[list[str]]:
         by_length[key][run.planned.settings["loss"]][run.seed] = run
     rows = []
     for (benchmark, network, epochs), found in sorted(by_length.items()):
-        seeds = sorted(found["ce"].keys() & found["pat"].keys())
+        seeds = sorted(found["ce"].keys() & found["pat"].keys() if found["pat"] else found["ce"])
         if seeds:
             row = [f"{benchmark} with {network}, {epochs}", len(seeds)]
             for metric in NAMES:
-                ce, pat = (
+                ce, *pat = (
                     np.mean([found[loss][seed].score(metric) for seed in seeds])
                     for loss in ("ce", "pat")
+                    if found[loss]
                 )
-                row += [f"{100 * ce:.1f} → {100 * pat:.1f}", signed(pat - ce)]
+                row += [
+                    f"{100 * ce:.1f} → {f'{100 * pat[0]:.1f}' if pat else 'not run'}",
+                    signed(pat[0] - ce) if pat else "",
+                ]
             rows.append(row)
     return rows
 

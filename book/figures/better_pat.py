@@ -99,11 +99,11 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
     for title, found in judged.items():
         j = max(found, key=lambda j: min(j.miou.mean, j.tail.mean))
         nearest.append(
-            f"on {title} {j.method} comes nearest, with {signed(j.miou.mean)} points of mIoU and "
-            f"{signed(j.pixel_accuracy)} of pixel accuracy beside cross-entropy, and "
-            f"{signed(j.tail.mean)} of tail beside {j.tail.reference}"
+            f"on {title}, {j.method} comes nearest: beside cross-entropy {signed(j.miou.mean)} "
+            f"points of mIoU and {signed(j.pixel_accuracy)} of pixel accuracy, beside "
+            f"{j.tail.reference} {signed(j.tail.mean)} of tail"
         )
-    return f"No, of what was judged: {'; '.join(nearest)}."
+    return f"No candidate wins, of what was judged: {'; '.join(nearest)}."
 
 
 def rows(title: str, judged: Sequence[Judgement]) -> list[list[str]]:

@@ -178,20 +178,32 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
 
 def _better_in_both(compared: Sequence[Compared]) -> str:
     """The losses with a higher tail and a higher mIoU than cross-entropy, and where."""
+
+    def scores(c: Compared, method: str) -> str:
+        means = (_means([c], method, metric)[0] for metric in ("tail", "miou"))
+        return "tail {}, mIoU {}".format(*map(signed, means))
+
     judged = [c for c in compared if c.decided("tail")]
     found = defaultdict(list)
     for c in judged:
         for method in c.judged.methods:
             if c.decided("tail", method) == c.decided("miou", method) == "higher":
-                means = (_means([c], method, metric)[0] for metric in ("tail", "miou"))
-                said = "tail {}, mIoU {}".format(*map(signed, means))
-                found[method].append((c, said))
+                found[method].append((c, scores(c, method)))
     if not found:
         return "No loss is shown to raise both, the tail and mIoU, above those of cross-entropy."
-    each = "; ".join(f"{method} {_grouped(of)}" for method, of in found.items())
-    rest = len(judged) - len({id(c) for of in found.values() for c, _ in of})
-    end = f"; on {_of(rest, len(judged))}, none of the losses tried does that"
-    return f"Higher in both, the tail and mIoU, is {each}{end if rest else ''}."
+    parts = []
+    for method, of in found.items():
+        shown = {id(c) for c, _ in of}
+        rest = [c for c in judged if id(c) not in shown]
+        open_ = [(c, scores(c, method)) for c in rest if c.decided("tail", method)]
+        untried = len(rest) - len(open_)
+        ends = [f"is not shown to be {_grouped(open_)}"] if open_ else []
+        ends += [f"was not run on {_of(untried, len(judged))}"] if untried else []
+        end = f"; it {' and '.join(ends)}" if ends else ""
+        parts.append(f"{method} {_grouped(of)}{end}")
+    every = len({id(c) for of in found.values() for c, _ in of}) == len(judged)
+    end = "" if every else "; no other loss that was run is shown to be higher in both"
+    return f"Higher in both, the tail and mIoU, is {'; '.join(parts)}{end}."
 
 
 def how_sure(compared: Sequence[Compared]) -> str:
@@ -244,7 +256,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
         for network in dict.fromkeys(c.network for c in compared):
             of_network = [c for c in compared if c.network == network and c.decided("tail")]
             if judged := [c for c in of_network if c.judged.complete]:
-                where = f"{aim}, {network.removeprefix('a ')}"
+                of_one = f" on {judged[0].data}" if len(judged) == 1 else ""
+                where = f"{aim}, {network.removeprefix('a ')}{of_one}"
                 taken = _best(judged, metric) if metric else _keeping(judged)
                 rows += [[where if n == 0 else "", *row] for n, row in enumerate(taken)]
     return rows

@@ -337,9 +337,9 @@ def conclusions(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     return {
         "signs": f"{below} of {len(divided)} exponents lie below 0 with their whole interval.",
         "beta-shift": f"{max(shifts):.2f}" if shifts else "(not run)",
-        "verdict": f"So PAT makes the classes {equality('network')} equal than CE where the update"
-        f" is made, over all weights, and {equality('logits')} equal at the logits; neither is"
-        " equal.",
+        "verdict": "In these runs the largest and the smallest gradient of a class are "
+        f"{equality('network')} equal with PAT than with CE over all weights, where the update is "
+        f"made, and {equality('logits')} equal at the logits; they are equal with neither.",
     }
 
 
@@ -356,10 +356,12 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     }
     if not ends:
         return dict.fromkeys(("long", "long_verdict"), "Of the long runs none was measured yet.")
-    better = [title for title, (ce, pat) in ends.items() if pat["ratio"] < ce["ratio"]]
-    word = "more equal" if better else "less equal"
-    if 0 < len(better) < len(ends):
-        word += f" on {listing(better)} only"
+    nearer = [
+        title
+        for title, (ce, pat) in ends.items()
+        if abs(pat["exponent"][0]) < abs(ce["exponent"][0])
+    ]
+    where = f"on {listing(nearer)}" if nearer else "on no data set"
     exponents, ratios = (
         "; ".join(f"{show(ce)} and {show(pat)} on {title}" for title, (ce, pat) in ends.items())
         for show in (
@@ -368,10 +370,10 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
         )
     )
     return {
-        "long": f"Over all weights, the exponents of CE and of PAT are then {exponents}. In a "
-        "median image the largest gradient of a class is so many times the smallest, with CE and "
+        "long": f"Over all weights, the exponents of CE and of PAT are then {exponents}.",
+        "long_verdict": "After 100 epochs, over all weights, the exponent of PAT is nearer to 0 "
+        f"than that of CE {where}; the largest gradient is so many times the smallest, with CE and "
         f"with PAT: {ratios}.",
-        "long_verdict": f"After 100 epochs, PAT makes them {word}, again over all weights.",
     }
 
 

@@ -73,7 +73,14 @@ def seed_count(runs: Iterable[Run], marks: str = "") -> str:
         runs: of any benchmarks.
         marks: for a caption: how single seeds are drawn; added if a method has several.
     """
-    numbers = set(Counter((run.benchmark, run.method) for run in runs if run.record).values())
+    # Two grids may have the same method on the same data, with runs of another length.
+    numbers = set(
+        Counter(
+            (run.benchmark, run.method, run.planned.settings.get("epochs"))
+            for run in runs
+            if run.record
+        ).values()
+    )
     if numbers <= {1}:
         return "one seed" if numbers else "no seed yet"
     low, high = min(numbers), max(numbers)
