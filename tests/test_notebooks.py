@@ -46,7 +46,7 @@ def test_papermill_documents_every_parameter(name):
 def test_stored_notebooks_are_fit_to_publish(name):
     path = NOTEBOOKS / f"{name}.ipynb"
     content = json.loads(path.read_text())
-    assert path.stat().st_size < 700_000
+    assert path.stat().st_size < 800_000
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     title = content["cells"][0]
     assert title["cell_type"] == "markdown" and title["source"][0].startswith("# ")
