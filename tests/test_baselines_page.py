@@ -193,9 +193,9 @@ def test_history_of_the_lengths(tmp_path):
     assert gain == f"+{pat - ce:.1f}"
     ((_, _, miou, gain, *_),) = chapter.lengths(runs[:1])
     assert (miou, gain) == (f"{ce:.1f} → not run", "") and chapter.lengths(runs[1:]) == []
-    assert chapter.of_shared_seeds(runs, "miou", "B") == ""  # there is no CE
+    assert chapter.pair_of_means(runs, "miou", "B") == ""  # there is no CE
     runs = [
         replace(r, planned=replace(r.planned, method=m))
         for r, m in zip(runs, ("CE", "PAT"), strict=True)
     ]
-    assert chapter.of_shared_seeds(runs, "miou") == f"{ce:.1f} → {pat:.1f}"
+    assert chapter.pair_of_means(runs, "miou") == f"{ce:.1f} → {pat:.1f}"

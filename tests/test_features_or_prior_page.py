@@ -111,6 +111,12 @@ def test_several_benchmarks_are_answered_in_three_sentences(study):
     said = answers({"A": higher, "D": single}, resamples=100)
     assert "on D (tail one seed)" in said and ") that is so in the mean, but no higher" in said
     assert answers({"A": higher}, resamples=100) == answer("A", higher, resamples=100)
+    # Outside every shift in the mean, with a tail that two seeds do not show to be higher.
+    scattered = load_runs(*study(0.35, seeds=(0, 1)))
+    for run in scattered:
+        if run.record and run.method == "PAT" and run.seed == 1:
+            file_run(run.planned, run.folder, 0.6, -0.5)
+    assert "but no higher tail of PAT is shown" in answer("E", scattered, resamples=100)
     assert answers({}) == "The runs of this chapter are still to come."
 
 

@@ -118,7 +118,7 @@ def test_flipped_records_change_the_words(study):
     assert "and mIoU, is PAT with net synthetic on" in chapter.sentences(better)[2]
     assert chapter.sentences(worse)[2].startswith("No loss is shown to raise both")
     said = chapter.sentences(mixed)[2]
-    assert "; it is not shown to be with net camvid on CamVid (tail −" in said
+    assert "; that is not shown with net camvid on CamVid (tail −" in said
     assert said.endswith("; no other loss that was run is shown to be higher in both.")
     assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 4
     assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3 + [

@@ -265,7 +265,9 @@ def test_measure_takes_the_same_images_for_all(tmp_path):
 
 @pytest.mark.parametrize("kind", ["datasets", "long"])
 def test_record(kind):
-    for name, entry in json.loads(RECORD.read_text())[kind].items():
+    record = json.loads(RECORD.read_text())[kind]
+    assert set(record) == set(study.DATASETS)
+    for name, entry in record.items():
         assert name in study.DATASETS
         for method, run in entry["methods"].items():
             chosen = study.METHODS[method]
@@ -289,10 +291,12 @@ def test_the_study_measures_the_last_network_of_a_long_run(tmp_path):
     folder = tmp_path / study.run_name(run.settings())
     train(replace(run, output_dir=str(folder)), progress=False)
     ((epochs, network),) = study.networks("long", run, tmp_path)
-    short = study.networks("datasets", run, tmp_path)
-    assert epochs == 2 and [e for e, _ in short] == [0, 1, 2]
-    for mine, other in zip(network.parameters(), short[-1][1].parameters(), strict=True):
-        assert torch.equal(mine, other)
+    assert epochs == 2
+    for runs in (tmp_path, None):  # the last network is taken, or trained
+        short = study.networks("datasets", run, runs)
+        assert [e for e, _ in short] == [0, 1, 2]
+        for mine, other in zip(network.parameters(), short[-1][1].parameters(), strict=True):
+            assert torch.equal(mine, other)
 
 
 # -- the chapter ------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def not_flat(panels: Mapping[str, Iterable[Run]]) -> str:
     )
 
 
-def of_shared_seeds(runs: Iterable[Run], metric: str, method: str = "PAT") -> str:
+def pair_of_means(runs: Iterable[Run], metric: str, method: str = "PAT") -> str:
     """``50.5 → 47.8``: CE and a method, means over the seeds that both have, in percent."""
     done = by_method(run for run in runs if run.record)
     scores = [{r.seed: r.score(metric) for r in done.get(m, [])} for m in ("CE", method)]

@@ -195,12 +195,13 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
     for method, of in found.items():
         shown = {id(c) for c, _ in of}
         rest = [c for c in judged if id(c) not in shown]
-        open_ = [(c, scores(c, method)) for c in rest if c.decided("tail", method)]
-        untried = len(rest) - len(open_)
-        ends = [f"is not shown to be {_grouped(open_)}"] if open_ else []
-        ends += [f"was not run on {_of(untried, len(judged))}"] if untried else []
-        end = f"; it {' and '.join(ends)}" if ends else ""
-        parts.append(f"{method} {_grouped(of)}{end}")
+        open_ = [(c, scores(c, method)) for c in rest if method in c.judged.several]
+        single = sum(method in c.judged.single for c in rest)
+        untried = len(rest) - len(open_) - single
+        ends = [f"that is not shown {_grouped(open_)}"] if open_ else []
+        ends += [f"it has one seed on {_of(single, len(judged))}"] if single else []
+        ends += [f"it was not run on {_of(untried, len(judged))}"] if untried else []
+        parts.append("; ".join([f"{method} {_grouped(of)}", *ends]))
     every = len({id(c) for of in found.values() for c, _ in of}) == len(judged)
     end = "" if every else "; no other loss that was run is shown to be higher in both"
     return f"Higher in both, the tail and mIoU, is {'; '.join(parts)}{end}."
