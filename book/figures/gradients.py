@@ -372,8 +372,8 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     return {
         "long": f"Over all weights, the exponents of CE and of PAT are then {exponents}.",
         "long_verdict": "After 100 epochs (one seed), over all weights, the exponent of PAT is "
-        f"nearer to 0 than that of CE {where}; the largest gradient is so many times the smallest, with CE and "
-        f"with PAT: {ratios}.",
+        f"nearer to 0 than that of CE {where}; the largest gradient is so many times the smallest, "
+        f"with CE and with PAT: {ratios}.",
     }
 
 
