@@ -30,9 +30,9 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
     """The texts that follow from records, by the name of their marker; and the comparisons."""
     compared = first_page.compare(records)
     claims = what_holds.load_claims(ROOT / "study" / "claims.yaml")
-    study, short = (
-        what_holds.read_evidence(grids, records, unjudged=first_page.UNJUDGED, short=short)
-        for grids, short in ((first_page.STUDY, False), (first_page.SHORT, True))
+    study = what_holds.read_evidence(first_page.STUDY, records)
+    short = what_holds.read_evidence(
+        first_page.SHORT, records, unjudged=first_page.UNJUDGED, short=True
     )
     texts = {
         "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),

@@ -65,11 +65,12 @@ def test_verdicts_and_words_follow_the_scores(study):
         {"here": found}, "tail", "CB"
     )
     other = judging.Judged(study({"CE": 0.1, "PAT": 0.0, "CB": -0.1}), resamples=300)
-    assert "PAT is not shown to be lower than any other on here" in chapter.recommend(
-        {"here": found}, "miou"
-    )
-    both = chapter.recommend({"here": found, "there": other}, "miou")
-    assert "no loss may be the best on all of here and there: on here PAT; on there CE" in both
+    rows = chapter.best({"here": found, "there": other})
+    assert rows == [["here", "PAT", "PAT", ""], ["there", "CE", "CE", ""]]
+    methods, *cells = zip(*chapter.contrasts({"here": found}), strict=True)
+    assert methods == ("here, PAT", "here, CB")
+    assert [text.split(":")[0] for text in cells[1]] == ["higher", "lower"]
+    assert cells[2] == ("100 %", "0 %")
 
 
 def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
@@ -83,7 +84,9 @@ def test_a_single_seed_is_not_judged(study):
     assert found.verdict("PAT", "miou") == "not judged" and found.may_be_best("miou") == []
     assert judging.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
     assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
-    assert "is not decided yet" in chapter.recommend({"x": found}, "miou")
+    assert chapter.best({"x": found}) == []
+    ((_, *texts, pairs),) = chapter.contrasts({"x": found})
+    assert all(text.startswith("not judged: +") for text in texts) and pairs == ""
     figure = judging.plot_contrasts({"x": found})
     (legend,) = figure.legends
     assert "without a line: not judged" in legend.get_texts()[-1].get_text()

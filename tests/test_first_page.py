@@ -224,22 +224,3 @@ def test_rows_of_a_table_fit_its_header():
 def test_nothing_was_run(study):
     assert chapter.sentences(study({}))[0].startswith("Not decided yet")
     assert chapter.choices(study({})) == []
-
-
-def test_a_network_with_several_grids_is_called_by_its_length(tmp_path):
-    settings = []
-    for epochs, bonus in ((2, 0.2), (3, 0.0)):
-        folder = tmp_path / str(epochs)
-        folder.mkdir()
-        methods = {method: METHODS[method] for method in ("CE", "PAT")}
-        grid = grid_file(folder, methods, seeds=range(4), epochs=epochs)
-        for planned in load_grid(grid):
-            fake_record(planned, tmp_path, bonus * (planned.method == "PAT"), images=40)
-        settings.append(("net", str(grid)))
-    compared = chapter.compare(tmp_path, [*settings, ("other", settings[0][1])], resamples=100)
-    assert [c.network for c in compared] == ["net for 2 epochs", "net for 3 epochs", "other"]
-    answer, *_ = chapter.sentences(compared)
-    assert answer.startswith("On some data: ") and "higher with net for 2 epochs on" in answer
-    assert "with net for 3 epochs on" in answer
-    (long,) = chapter.compare(tmp_path, settings[1:], resamples=100)
-    assert long.network == "net"

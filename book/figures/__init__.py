@@ -234,6 +234,17 @@ def missing_html(missing: tuple[str, str]) -> HTML:
     return HTML(f"<p>{html.escape(sentence)}: <code>{html.escape(command)}</code></p>")
 
 
+def unfinished(
+    grids: Sequence[str], folder: Path, seeds: Sequence[int] | None = None
+) -> list[HTML]:
+    """For each grid with runs that have no record: how many are done, and what starts the others."""
+    return [
+        missing_html(missing_runs(GRIDS / grid, folder))
+        for grid in grids
+        if any(run.record is None for run in load_runs(GRIDS / grid, folder, seeds))
+    ]
+
+
 def grid_table(
     name: str,
     grid: Path,

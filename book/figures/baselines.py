@@ -1,6 +1,7 @@
 """Against the baselines: which losses differ from cross-entropy, which may be the best, where."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from figures import network_name
-from figures.judging import MARGINS, NAMES, Judged
+from figures.judging import MARGINS, NAMES, Judged, text
 from patlib.metrics import class_groups
 from patlib.study.runs import Run, by_method
 from patlib.study.wording import listing, signed
@@ -77,21 +78,39 @@ def answer(judged: Mapping[str, Judged], metric: str, method: str = "PAT") -> st
     return f"The {NAMES[metric]} of {method} is {'; '.join(parts)}"
 
 
-def recommend(judged: Mapping[str, Judged], metric: str) -> str:
-    """Which losses may be the best, on all benchmarks that have several seeds: one sentence."""
-    kept = {title: best for title, f in judged.items() if (best := f.may_be_best(metric))}
-    if not kept:
-        return f"Which loss has the best {NAMES[metric]} is not decided yet"
-    common = [m for m in next(iter(kept.values())) if all(m in some for some in kept.values())]
-    where = listing(kept)
-    if common:
-        verb = "are" if len(common) > 1 else "is"
-        return (
-            f"In {NAMES[metric]}, {listing(common)} {verb} not shown to be lower than any other on "
-            f"{where}"
-        )
-    each = "; ".join(f"on {title} {listing(some)}" for title, some in kept.items())
-    return f"In {NAMES[metric]} no loss may be the best on all of {where}: {each}"
+def best(judged: Mapping[str, Judged]) -> list[list[str]]:
+    """The losses that may be the best, a row for each benchmark that has several seeds.
+
+    Returns:
+        Benchmark, the losses for each of ``NAMES``, and those with one seed, which are not judged.
+    """
+    return [
+        [title, *(", ".join(found.may_be_best(m)) for m in NAMES), ", ".join(found.single)]
+        for title, found in judged.items()
+        if len(found.several) > 1
+    ]
+
+
+#: the columns of :func:`contrasts`
+CONTRASTS = [
+    "data, network, loss",
+    "mIoU minus that of CE",
+    "tail minus that of CE",
+    "higher in mIoU, of all pairs of runs",
+]
+
+
+def contrasts(judged: Mapping[str, Judged]) -> list[list[str]]:
+    """Every loss minus cross-entropy: rows of a table."""
+    rows = []
+    for title, found in judged.items():
+        of_metrics = {metric: found.against(metric) for metric in NAMES}
+        for method, contrast in of_metrics["miou"].items():
+            share = contrast.improvement
+            texts = [text(of[method], metric) for metric, of in of_metrics.items()]
+            pairs = "" if math.isnan(share) else f"{100 * share:.0f} %"
+            rows.append([f"{title}, {method}", *texts, pairs])
+    return rows
 
 
 def rises(runs: Iterable[Run]) -> dict[str, float]:
