@@ -137,7 +137,7 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
             assert text == expected, (method, column)
             number += 1
     methods = {p.method for p in small_grid("table1")}
-    assert number == len(methods) * len(LABELS) * 3
+    assert number == len(methods) * len(LABELS) * 2
     checked = {"segnet": 0, "unet": 0}
     for name in ("methods", "dic"):
         for key, row in tables[f"baselines-{name}"].items():
@@ -169,7 +169,7 @@ def test_stored_numbers_of_the_baselines_are_those_of_the_records():
 
 def test_the_short_runs_have_every_loss_on_every_data_set():
     rows = stored_tables("baselines")["baselines-short"]
-    methods = {p.method for p in small_grid("table1")} - {"CE"}
+    methods = {p.method for p in small_grid("table1")} - {"CE", "LDAM"}
     expected = {f"{label} with SegNet, {method}" for label in LABELS for method in methods}
     assert set(rows) == expected
     for key, row in rows.items():  # means over the seeds

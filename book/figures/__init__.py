@@ -237,7 +237,7 @@ def missing_html(missing: tuple[str, str]) -> HTML:
 def unfinished(
     grids: Sequence[str], folder: Path, seeds: Sequence[int] | None = None
 ) -> list[HTML]:
-    """For each grid with runs that have no record: how many are done, and what starts the others."""
+    """Of each grid with runs that have no record: how many are done, what starts the others."""
     return [
         missing_html(missing_runs(GRIDS / grid, folder))
         for grid in grids

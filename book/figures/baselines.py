@@ -23,7 +23,7 @@ def left_out(
     unjudged: Sequence[str],
     resamples: int = 2000,
 ) -> str:
-    """Which methods are shown and not judged, why, and what it would change to judge them.
+    """Which methods of the short runs are left out, why, and what it would change to judge them.
 
     Args:
         panels: title -> runs of a benchmark.
@@ -52,7 +52,7 @@ def left_out(
         return ""
     where = max(scatter, key=scatter.get)
     return (
-        f"{listing(names)} is shown and not judged: on {where} its tail differs by "
+        f"{listing(names)} is left out of the short runs: on {where} its tail differs by "
         f"{100 * scatter[where]:.1f} points from seed to seed, and the model pools the scatter of "
         "all losses. This was decided after the scores were seen. With it in the model, the "
         f"verdict on PAT against cross-entropy would change in: {'; '.join(changed) or 'nothing'}."
