@@ -195,6 +195,13 @@ def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_severa
     faces, _ = marks(study({"CE": 0.3, "PAT": 0.0}))  # beyond the edge
     assert len(faces) == 1
     assert chapter.plot_answer(study({"PAT": 0.1})) is None
+    some = study(
+        {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"PAT": 0.1}},
+        datasets=("synthetic", "camvid"),
+    )
+    (legend,) = chapter.plot_answer(some).legends
+    names = [entry.get_text() for entry in legend.get_texts()]
+    assert names == [DATASETS["synthetic"].label, "net synthetic"]  # nothing is drawn of CamVid
 
 
 def test_a_very_wide_interval_leaves_its_panel(study, monkeypatch):

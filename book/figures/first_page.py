@@ -400,9 +400,9 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
     marks = {method: of for method, of in marks.items() if of}
     if not marks:
         return None
-    data = dict(zip(dict.fromkeys(c.data for c in compared), COLORS, strict=False))
-    shown = dict.fromkeys(c.network for c in compared if any(c in of for of in marks.values()))
-    networks = dict(zip(shown, MARKERS, strict=False))
+    shown = [c for c in compared if any(c in of for of in marks.values())]
+    data = dict(zip(dict.fromkeys(c.data for c in shown), COLORS, strict=False))
+    networks = dict(zip(dict.fromkeys(c.network for c in shown), MARKERS, strict=False))
     rows = sum(len(of) + 1 for of in marks.values())
     figure, axes = subplots(1, len(METRICS), 0.125 * rows + 1.25, width=5.4, sharey=True, dpi=150)
     for axis, (metric, name) in zip(axes[0], METRICS.items(), strict=True):
@@ -427,9 +427,7 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
     mark = dict(linestyle="", markersize=6)
     handles = [Line2D([], [], color=c, marker="o", label=d, **mark) for d, c in data.items()]
     grey = dict(color="#7a7a7a", **mark)
-    handles += [
-        Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items() if n in shown
-    ]
+    handles += [Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items()]
     if any(c.judged.single for c in compared):
         handles.append(
             Line2D([], [], marker="o", markerfacecolor="white", label="one seed", **grey)
