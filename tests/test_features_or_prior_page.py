@@ -1,5 +1,6 @@
 """The chapter on features and prior: its words and tables follow from the counts of the records."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -224,4 +225,4 @@ def test_chapter_on_these_records_and_on_none(study, tmp_path):
     (tmp_path / "empty").mkdir()
     page = Chapter("features_or_prior", records=str(tmp_path / "empty"), resamples=100)
     assert page.glued["features-or-prior-answer"] == "The runs of this chapter are still to come."
-    assert "None of the 63 runs of unet.yaml is done yet" in page.text
+    assert re.search(r"None of the \d+ runs of unet.yaml is done yet", page.text)
