@@ -103,10 +103,12 @@ def test_claims_are_counted_as_in_their_chapter(now):
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
     answer, price, _ = chapter.sentences(better)
-    assert answer.startswith("Yes: ") and "in points, higher with net synthetic on" in answer
+    assert answer.startswith("Yes: ") and "95 % intervals, higher with net synthetic on" in answer
     assert price.startswith("No price is shown: ")
+    change = better[0].change("PAT", "tail")
+    assert f"(+{100 * change.mean:.1f}: +{100 * change.low:.1f} to " in answer
     answer, price, _ = chapter.sentences(worse)
-    assert answer.startswith("It harms them: ") and "in points, lower with" in answer
+    assert answer.startswith("It harms them: ") and "95 % intervals, lower with" in answer
     assert price.startswith("Its price: ")
     mixed = study(
         {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.1, "PAT": 0.0}},

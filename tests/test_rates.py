@@ -29,6 +29,14 @@ def test_every_method_has_the_same_trials_on_data_held_out_by_group():
     assert {tuple(r) for r in by_method.values()} == {(0.0003, 0.001, 0.003)}
 
 
+def test_what_is_left_out_of_the_study_is_in_none_of_its_grids():
+    kept, left_out = (
+        {run.name for name in names for run in load_grid(rates.GRID.with_name(f"{name}.yaml"))}
+        for names in (["segnet", "unet", "rates"], ["left_out"])
+    )
+    assert left_out and not kept & left_out
+
+
 def test_the_highest_validation_score_of_the_last_tenth_is_chosen(tmp_path):
     methods = {
         m: [{"loss": m, "learning_rate": r} for r in (0.001, 0.01)] for m in ("ce", "focal", "bms")

@@ -19,7 +19,7 @@ from patlib.data import DATASETS
 from patlib.plots.panels import subplots
 from patlib.study.runs import Run, by_benchmark, by_method, load_runs
 from patlib.study.simultaneous import Contrast
-from patlib.study.wording import listing, signed
+from patlib.study.wording import listing, signed, signed_end
 
 #: The settings that are shown: network and grid.
 SETTINGS = (("SegNet", "small/segnet.yaml"), ("a pretrained U-Net", "small/unet.yaml"))
@@ -105,7 +105,8 @@ def _said(compared: Sequence[Compared], metric: str, short: bool = True) -> str:
     """What PAT does to a score: ``lower on all three of them (−11.4 to −3.5 points)``.
 
     Args:
-        short: more than two benchmarks with the same verdict in that form; else all by name.
+        short: more than two benchmarks with the same verdict in that form; else all by name, with
+            their intervals.
     """
     found = _verdicts(compared, metric)
     phrases = {
@@ -124,8 +125,15 @@ def _said(compared: Sequence[Compared], metric: str, short: bool = True) -> str:
             which = f"all {_number(number)} of them" if len(of) == number else _of(len(of), number)
             parts.append(f"{phrase} on {which} ({ends})")
         elif of:
-            parts.append(f"{phrase} {_grouped((c, signed(mean)) for c, mean in of)}")
+            parts.append(f"{phrase} {_grouped((c, _points(c, metric, short)) for c, _ in of)}")
     return "; ".join(parts)
+
+
+def _points(compared: Compared, metric: str, short: bool) -> str:
+    """PAT minus cross-entropy: ``+5.0``, or ``+5.0: +0.2 to +9.8`` with its interval."""
+    found = compared.judged.against(metric)["PAT"]
+    ends = f": {signed_end(found.low)} to {signed_end(found.high)}"
+    return f"{signed(found.mean)}{'' if short else ends}"
 
 
 def _of(part: int, number: int) -> str:
@@ -153,7 +161,8 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
         lead = "It harms them" if lower == number else lead
         said.append(
             f"{lead}: with PAT in the place of cross-entropy, the IoU of the rarest third of the"
-            f" classes (the tail) is, in points, {_said(compared, 'tail', short=False)}."
+            " classes (the tail) is, in points with 95 % intervals,"
+            f" {_said(compared, 'tail', short=False)}."
         )
         lost = [m for m in ("head", "pixel_accuracy", "miou") if "lower" in _verdicts(compared, m)]
         lead = "Its price" if lost else "No price is shown"
@@ -211,8 +220,6 @@ def how_sure(compared: Sequence[Compared]) -> str:
     lengths = {c.network: epochs_of(c.runs) for c in compared if c.runs}
     if lengths:
         parts.append(listing(f"{network} for {epochs}" for network, epochs in lengths.items()))
-    if any(c.data == DATASETS["oxford_pet"].label for c in judged):
-        parts.append("of Oxford-IIIT Pet three of 37 breeds, whose tail is one class, the boundary")
     for network in dict.fromkeys(c.network for c in compared):
         of_network = [c for c in compared if c.network == network]
         planned = [run for c in of_network for run in c.planned]
