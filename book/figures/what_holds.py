@@ -21,7 +21,7 @@ from patlib.data import DATASETS
 from patlib.losses import build_loss
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
-from patlib.study.runs import Run, by_benchmark, load_runs, scores
+from patlib.study.runs import Run, by_benchmark, by_method, load_runs, scores
 from patlib.study.statistics import chance_range
 from patlib.study.wording import listing, signed
 
@@ -90,8 +90,8 @@ def read_evidence(
         folder: of the records.
         seeds: those that count; None for all.
         unjudged, resamples: of :class:`figures.judging.Judged`.
-        short: take the other short runs as well: several T, the networks, and the gradients of
-            short runs. Else the networks and the gradients are those of the study.
+        short: take several T, the networks and the gradients from short runs; else from those of
+            the study.
     """
     panels = read_panels(grids, folder, seeds)
     found = Evidence(
@@ -100,12 +100,11 @@ def read_evidence(
         json.loads((ROOT / "benchmarks" / "records" / "losses-cpu.json").read_text()),
         load_paper(),
     )
-    networks = "table2.yaml" if short else "networks.yaml"
-    found.networks = load_runs(GRIDS / "small" / networks, folder, seeds)
+    temperatures, networks = ("table3", "table2") if short else ("temperature", "networks")
+    found.temperatures = load_runs(GRIDS / "small" / f"{temperatures}.yaml", folder, seeds)
+    found.networks = load_runs(GRIDS / "small" / f"{networks}.yaml", folder, seeds)
     measured = json.loads((ROOT / "study" / "records" / "gradients.json").read_text())
     found.gradients = measured["datasets" if short else "long"]
-    if short:
-        found.temperatures = load_runs(GRIDS / "small" / "table3.yaml", folder, seeds)
     return found
 
 
@@ -233,7 +232,7 @@ def temperature_matters(evidence: Evidence) -> Verdict:
     results, found = {}, {}
     for benchmark, runs in by_benchmark(evidence.temperatures).items():
         table = scores(runs).pivot(index="method", columns="seed", values="score")
-        table = table.dropna(axis="columns")
+        table = table.reindex(list(by_method(runs))).dropna(axis="columns")  # seeds of every T
         if table.shape[1] >= 3:
             span = float(np.ptp(table.mean(axis="columns")))
             _, chance = chance_range(table.to_numpy())
