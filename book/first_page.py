@@ -21,7 +21,7 @@ FIGURE = ROOT / "book" / "images" / "answer.png"
 README, INDEX = ROOT / "README.md", ROOT / "book" / "index.md"
 TERMS = ("tail", "head", "pixel accuracy", "mIoU", "seed", "interval")  # of the glossary
 LINKED = ("answer", "sure")  # texts with links to the glossary
-CHOICE = ["you care for", "take", *first_page.CHANGES.values()]
+CHOICE = ["you care for", "take", f"minus CE: {'; '.join(first_page.CHANGES.values())}"]
 CLAIMS = ["verdict", "the study, arithmetic, benchmarks", "with the short runs before"]
 ALT = "What each loss changes beside cross-entropy, in mIoU, head and tail, on each data set"
 
@@ -34,12 +34,13 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
     short = what_holds.read_evidence(
         first_page.SHORT, records, unjudged=first_page.UNJUDGED, short=True
     )
+    counts = first_page.verdict_counts(study, short, claims)
     texts = {
         "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),
         "sure": first_page.how_sure(compared),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
-        "claims": first_page.markdown(CLAIMS, first_page.verdict_counts(study, short, claims)),
+        "claims": f"{first_page.markdown(CLAIMS, counts)}\n\n{first_page.scale_words(records)}",
     }
     return texts, compared
 

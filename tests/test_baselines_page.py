@@ -8,11 +8,12 @@ import pytest
 from chapters import Chapter
 from fake_runs import fake_record, grid_file
 from figures import baselines as chapter
-from figures import judging, precisions
+from figures import judging, load_script, precisions
 
 from patlib.records import RunRecord
 from patlib.study.grids import load_grid
 from patlib.study.runs import load_runs
+from patlib.study.simultaneous import MethodScores
 
 METHODS = {
     "CE": {"loss": "ce"},
@@ -70,7 +71,27 @@ def test_verdicts_and_words_follow_the_scores(study):
     methods, *cells = zip(*chapter.contrasts({"here": found}), strict=True)
     assert methods == ("here, PAT", "here, CB")
     assert [text.split(":")[0] for text in cells[1]] == ["higher", "lower"]
-    assert cells[2] == ("100 %", "0 %")
+    assert cells[2] == ("3 of 3", "0 of 3")
+    where, pair, beside_ce, alone, best = chapter.primary({"here": runs}, {"here": found})[1]
+    assert where == "here, IoU of the tail" and " → " in pair
+    assert beside_ce.startswith("higher: +") and alone.startswith("higher: +")
+    assert best.startswith("CE, higher: +")  # CE is the best of the others
+
+
+def test_the_scatter_of_the_two_alone_does_not_depend_on_other_methods(study):
+    bonus = {"CE": 0.0, "PAT": 0.02}
+    two, three = (judging.Judged(study(of), resamples=300) for of in (bonus, bonus | {"CB": 0.1}))
+    for metric in judging.NAMES:
+        (pooled,) = two.against(metric).values()
+        for found in (two, three):
+            alone = found.alone(metric)
+            assert (alone.low, alone.high) == pytest.approx((pooled.low, pooled.high), abs=1e-9)
+        best = three.beside_best(metric)
+        minus = three.against(metric, "CB")["PAT"]
+        assert best.reference == "CB" and best.mean == pytest.approx(minus.mean)
+        assert best.low < best.mean < best.high < 0 and best.wins == 0
+    assert two.alone("miou", "LDAM") is None
+    assert judging.Judged(study({"PAT": 0.1}), resamples=50).beside_best("miou") is None
 
 
 def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
@@ -85,8 +106,8 @@ def test_a_single_seed_is_not_judged(study):
     assert judging.text(found.against("miou")["PAT"], "miou").startswith("not judged: +")
     assert "not judged, with one seed, on x" in chapter.answer({"x": found}, "miou")
     assert chapter.best({"x": found}) == []
-    ((_, *texts, pairs),) = chapter.contrasts({"x": found})
-    assert all(text.startswith("not judged: +") for text in texts) and pairs == ""
+    ((_, *texts, seeds),) = chapter.contrasts({"x": found})
+    assert all(text.startswith("not judged: +") for text in texts) and seeds == "1 of 1"
     figure = judging.plot_contrasts({"x": found})
     (legend,) = figure.legends
     assert "without a line: not judged" in legend.get_texts()[-1].get_text()
@@ -166,15 +187,40 @@ def test_calibration_is_read_from_its_file(tmp_path):
     path = tmp_path / "calibration.json"
     found = {"all_intervals_hold": 0.955, "wrong_sign": 0.0025, "best_is_kept": 1.0}
     found["studies"] = 250
-    path.write_text(json.dumps({"X": {"tail": {"3": found}}}))
-    assert chapter.calibration(path) == [["X, IoU of the tail", "3", "95.5", "0.2", "100.0"]]
-    assert chapter.calibration_words(path) == "They hold as often as promised."
+    path.write_text(json.dumps({"X": {"tail": {"one": found}}}))
+    assert chapter.calibration(path) == [["X, IoU of the tail", "one", "95.5", "0.2", "100.0"]]
+    said = "They promise 95 %; where the scatter between seeds is one, they hold as often as that"
+    assert chapter.calibration_words(path) == f"{said}."
     assert chapter.drawn_studies(path) == "250"
-    low = {**found, "all_intervals_hold": 0.9}
-    path.write_text(json.dumps({"X": {"miou": {"3": found}, "tail": {"3": found, "5": low}}}))
+    low = {**found, "all_intervals_hold": 0.87}
+    path.write_text(json.dumps({"X": {"miou": {"one": found}, "tail": {"one": found, "own": low}}}))
     assert chapter.calibration_words(path) == (
-        "They hold less often than promised in: IoU of the tail on X (90 to 96 %)."
+        f"{said}; where the scatter between seeds is own, they hold as often as that but for the "
+        "IoU of the tail on X (87 %)."
     )
+    path.write_text("{}")
+    assert chapter.calibration_words(path) == "None was drawn yet."
+
+
+def test_the_scatter_that_is_drawn_is_that_of_the_records():
+    calibration = load_script("study/calibration.py")
+    rng = np.random.default_rng(0)
+    deviations = {"a": 0.001, "b": 0.01, "c": 0.03}
+    shared = rng.normal(0, 0.05, 200)
+    scores = {
+        m: dict(enumerate(0.5 + shared + rng.normal(0, s, 200))) for m, s in deviations.items()
+    }
+    images = {m: np.zeros(10) for m in scores}
+    judged = MethodScores(scores, images, 5)
+    pooled = calibration.scatter_of(judged, own=False)
+    assert set(pooled.values()) == {judged.residual_std}
+    own = calibration.scatter_of(judged, own=True)
+    assert np.mean(np.square(list(own.values()))) == pytest.approx(judged.residual_std**2)
+    # Taking the mean of the methods off mixes them: c keeps (2/3)^2 of its own variance, and so on.
+    of = np.square(list(deviations.values()))
+    left = of / 3 + of.sum() / 9  # (1 - 2/3) s_m² + Σ s² / 9
+    expected = np.sqrt(left / left.mean()) * judged.residual_std
+    np.testing.assert_allclose(list(own.values()), expected, rtol=0.15)
 
 
 def test_the_paper_and_its_code_need_no_records_for_the_tables_of_the_paper(tmp_path):
@@ -202,3 +248,27 @@ def test_history_of_the_lengths(tmp_path):
         for r, m in zip(runs, ("CE", "PAT"), strict=True)
     ]
     assert chapter.pair_of_means(runs, "miou") == f"{ce:.1f} → {pat:.1f}"
+
+
+def test_a_tail_that_rises_in_longer_runs_is_told(study):
+    def runs(bonus):
+        return [
+            run
+            for epochs, of in ((100, 0.0), (200, bonus))
+            for run in study({"CE": of, "PAT": of}, seeds=[0], epochs=epochs)
+        ]
+
+    def tail(runs, epochs):
+        (run,) = (
+            r
+            for r in runs
+            if r.record and r.method == "CE" and r.planned.settings["epochs"] == epochs
+        )
+        return f"{100 * run.score('tail'):.1f}"
+
+    rising = runs(0.1)
+    said = chapter.tail_rises(rising)
+    assert f"from {tail(rising, 100)} to {tail(rising, 200)} % on " in said
+    assert said.endswith("rare classes are learned earlier.")
+    assert "earlier" not in chapter.tail_rises(runs(0.0))
+    assert chapter.tail_rises(study({"CE": 0.0}, seeds=[0], epochs=100)) == ""

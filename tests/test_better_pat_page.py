@@ -100,8 +100,8 @@ def test_differences_are_those_of_the_counts(study):
 
 
 def test_an_interval_that_holds_0_wins_in_the_mean_only():
-    wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 1.0)
-    sure = chapter.Contrast("PAT", "CE", 0.01, 0.005, 0.03, 1.0)
+    wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 2, 2)
+    sure = chapter.Contrast("PAT", "CE", 0.01, 0.005, 0.03, 2, 2)
     assert chapter.Judgement("PAT", wide, sure, 0.0).word == chapter.IN_MEAN
     assert chapter.Judgement("PAT", sure, sure, -0.0099).word == chapter.WINS
     assert chapter.Judgement("PAT", sure, sure, -0.0101).word == chapter.FAILS
@@ -113,8 +113,10 @@ def test_the_answer_follows_the_verdicts(study):
     assert chapter.answer({"X": wins}) == "Yes, of what was judged on X: PAT on X."
     fails = chapter.judge(load_runs(*study({**shares, "PAT": (0.3, 0.5, 0.9)})), resamples=100)
     said = chapter.answer({"X": fails, "Y": []})
-    assert said.startswith("No candidate wins, of what was judged: on X, PAT comes nearest: ")
-    assert "beside BMS −" in said and said.endswith(" of tail.")
+    assert said.startswith("None wins, of what was judged. On X, the tail differs from that of ")
+    assert "the best baseline, BMS, by −" in said and "where none is shown to be higher" in said
+    (pat,) = fails
+    assert pat.miou.verdict() == "higher" and f"for PAT (+{100 * pat.miou.mean:.1f})." in said
     assert chapter.answer({"X": []}).startswith("Not decided yet")
 
 

@@ -70,6 +70,13 @@ def test_methods_that_are_shown_together_can_be_told_apart(sight):
     assert nearest(data, sight)[0] > 20
 
 
+def test_a_variant_looks_the_same_whatever_stands_beside_it():
+    name = "CE, median frequency"
+    alone, among = (method_styles(of) for of in (["CE", name], ["CE", "CE + Jaccard", "x", name]))
+    assert alone[0][name] == among[0][name] and alone[1][name] == among[1][name]
+    assert len(set(among[0].values())) == 4
+
+
 def test_methods_of_a_series_go_from_dark_to_light():
     colors, _ = method_styles(["T = 5", "T = 10", "T = 20", "T = 50"])
     lightness = [lab(color, "normal")[0] for color in colors.values()]

@@ -539,7 +539,7 @@ def test_chapter_with_other_parameters(name, tmp_path):
     if name == "baselines":
         assert "CamVid with SegNet 1 of 2;" in page.text
         assert tables["baselines-table1-miou"]["BMS"]["CamVid, ours"] == "not run"
-        row = tables["baselines-glance"]["CamVid with SegNet"]
+        row = tables["baselines-glance"]["CamVid with SegNet, mIoU"]
         assert row["PAT minus CE"].startswith("not judged: +")
         blv = tables["baselines-contrasts"]["CamVid with SegNet, BLV"]
         assert blv["mIoU minus that of CE"].startswith("not judged: −")

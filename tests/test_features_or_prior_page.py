@@ -98,15 +98,17 @@ def test_words_follow_the_records(study):
     assert answer("X", load_runs(grid, folder)) == "X: PAT and cross-entropy are still to run."
 
 
-def test_several_benchmarks_are_answered_in_three_sentences(study):
+def test_several_benchmarks_are_answered_in_a_few_sentences(study):
     higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
     said = answers({"A": higher, "B": lower, "C": higher}, resamples=100)
-    assert said.count(". ") == 1 and "on A (tail higher)" in said and "on B (tail lower)" in said
-    outside, within = said.split(". ")[1].split("; ")
+    assert said.count(". ") == 2 and "on A (tail higher)" in said and "on B (tail lower)" in said
+    _, reach, others = said.split(". ")
+    assert others.startswith("Other losses, moved in the same way, ") and "CE (+" in others
+    outside, within = reach.split("; ")
     assert outside.startswith("On A (δ = +") and " and C (" in outside
     assert outside.endswith("does not replace PAT there")
     assert within.startswith("on B (δ = −") and within.endswith(
-        ") a shift of cross-entropy reaches both."
+        ") a shift of cross-entropy reaches both in the mean"
     )
     single = load_runs(*study(0.6, seeds=(0,)))
     said = answers({"A": higher, "D": single}, resamples=100)
@@ -175,6 +177,36 @@ def test_weights_alone_are_named_where_they_are_outside_too(study):
     said = answer("X", [*runs, *others], resamples=100)
     pat = summary(runs).loc["PAT", "excess"]
     assert f"(median frequency) is {100 * pat:.1f} points outside as well" in said
+
+
+def test_losses_above_pat_are_named(study):
+    runs, lower = load_runs(*study(0.6)), load_runs(*study(0.4))
+    others = [
+        replace(run, planned=replace(run.planned, method="Other"))
+        for run in runs
+        if run.method == "PAT"
+    ]
+    said = answers({"A": [*lower, *others], "B": runs}, resamples=100)
+    assert "moved in the same way, have a higher mean than PAT in both scores: Other (+" in said
+    assert said.endswith("on A.")
+    assert "moved in the same way" not in answers({"A": runs, "B": lower}, resamples=100)
+
+
+def test_a_loss_outside_everywhere_is_not_as_expected(study):
+    higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
+    assert chapter.outside_words({"A": higher, "B": lower}).endswith("each (PAT): as expected.")
+    said = chapter.outside_words({"A": higher, "B": higher})
+    assert said.endswith("not as expected (PAT).")
+    assert "needs several data sets" in chapter.outside_words({"A": higher})
+    single = load_runs(*study(0.6, seeds=(0,)))
+    assert "(none yet): as expected" in chapter.outside_words({"A": higher, "B": single})
+
+
+def test_a_shift_at_the_end_of_the_grid_is_named(study, monkeypatch):
+    runs = load_runs(*study(0.6))
+    assert chapter.end_words({"A": runs}) == ""
+    monkeypatch.setitem(chapter.TRIED, "tau", (-0.5, 0.0, 0.25))
+    assert chapter.end_words({"A": runs}).endswith("tried for PAT on A.")
 
 
 def test_changes_of_classes_follow_the_counts(study):

@@ -86,7 +86,8 @@ def test_claims_are_counted_as_in_their_chapter(now):
     (given,) = (source(c) for c in cells("what_holds") if tagged(c, "parameters"))
     assert f"grids: list = {chapter.STUDY}".replace("'", '"') in given
     assert f"short: list = {chapter.SHORT}".replace("'", '"') in given
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in texts["claims"].splitlines()]
+    lines = [line for line in texts["claims"].splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in lines]
     counts = {word: numbers for word, *numbers in rows[2:]}
     glued = stored_glue("what_holds")
     for column, key in enumerate(("what-holds-answer", "what-holds-short")):
@@ -155,10 +156,10 @@ def test_where_miou_must_not_fall_a_loss_with_a_lower_one_is_not_taken(study):
     (compared,) = study(losses, datasets=["camvid"])
     assert compared.decided("tail") == "higher" and compared.decided("miou") == "lower"
     (row,) = chapter._keeping([compared])
-    assert row[0] == "Focal" and all(cell.startswith("+") for cell in row[1:])
+    assert row[0] == "Focal" and all(said.startswith("+") for said in row[1].split("; "))
     assert chapter._best([compared], "tail")[0][0] == "PAT"
     (compared,) = study({**losses, "PAT": 0.2}, datasets=["camvid"])
-    assert chapter._keeping([compared])[0][0] == "PAT"
+    assert chapter._keeping([compared])[0][0] == "PAT (as well: Focal)"
 
 
 def test_one_seed_is_not_judged_and_named(study):
@@ -167,7 +168,7 @@ def test_one_seed_is_not_judged_and_named(study):
     sure = chapter.how_sure(one)
     assert answer.startswith("Not decided yet") and chapter.choices(one) == []
     assert "2 of 4 runs are done, one seed on " in sure and "(tail +" in sure
-    assert "Hollow, one seed and not judged: CE and PAT on" in chapter.caption(one)
+    assert "Without a line, one seed and not judged: CE and PAT on" in chapter.caption(one)
     some = study({"CE": 0.0, "PAT": 0.1, "Focal": 0.1}, single=["Focal"])
     assert "not judged: Focal on" in chapter.caption(some)
     assert chapter.sentences(some)[0].startswith("Yes")
@@ -203,7 +204,11 @@ def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_severa
     )
     (legend,) = chapter.plot_answer(some).legends
     names = [entry.get_text() for entry in legend.get_texts()]
-    assert names == [DATASETS["synthetic"].label, "net synthetic"]  # nothing is drawn of CamVid
+    drawn = [DATASETS["synthetic"].label, "net synthetic"]  # nothing of CamVid
+    assert names == [*drawn, "not told apart from CE"]
+    same = study({"CE": 0.0, "PAT": 0.0})
+    faces, lines = marks(same)
+    assert [*faces] == ["white"] and lines == 1
 
 
 def test_a_very_wide_interval_leaves_its_panel(study, monkeypatch):
@@ -222,6 +227,27 @@ def test_a_very_wide_interval_leaves_its_panel(study, monkeypatch):
     rest = 100 * max([c.high for c in others] + [widest.mean])
     assert cut and rest < high < rest + 2
     assert "reaches the edge of its panel" in chapter.caption(compared)
+
+
+def test_where_the_pooled_scatter_decides_is_said(study, monkeypatch):
+    monkeypatch.setitem(chapter.MARGINS, "tail", 1e-6)
+    three = {"CE": 0.0, "Focal": 0.0}
+    clear = study({**three, "PAT": 0.3}, seeds=range(4))
+    assert "alone" not in chapter.how_sure(clear)
+    # With two seeds, two losses alone leave one degree of freedom: Student's t is 12.7.
+    (compared,) = study({**three, "PAT": 0.008}, seeds=[0, 1])
+    alone = compared.judged.alone("tail")
+    assert compared.decided("tail") == "higher" and alone.low < 0
+    said = chapter.how_sure([compared])
+    ends = f"({100 * alone.low:.1f} to +{100 * alone.high:.1f})".replace("-", "−")
+    assert "alone, the tail with net synthetic on" in said
+    assert f"is not distinguishable {ends}" in said
+
+
+def test_more_losses_than_can_be_named_are_counted():
+    assert chapter._also(["a", "b, c"]) == " (not told apart: a; b, c)"
+    assert chapter._also(list("abcde")) == " (not told apart: five others)"
+    assert chapter._also([]) == ""
 
 
 def test_rows_of_a_table_fit_its_header():

@@ -384,13 +384,14 @@ def test_words_on_the_long_runs_follow_the_record():
     equal = {"CE": summary(0.5, 9.0), "PAT": summary(-0.1, 4.0)}
     unequal = {"CE": summary(0.4, 3.0), "PAT": summary(0.1, 6.0)}
     said = chapter.long_words({"A": equal, "B": unequal})
-    assert "0.50 and −0.10 on A; 0.40 and 0.10 on B" in said["long"]
+    ends = "[0.00, 1.00]"
+    assert f"(CE and PAT: 0.50 {ends} and −0.10 {ends} on A; 0.40 " in said["long_verdict"]
     assert "9.0 and 4.0 on A; 3.0 and 6.0 on B" in said["long_verdict"]
     assert "nearer to 0 than that of CE on A and B" in said["long_verdict"]
     further = {"CE": summary(0.1, 3.0), "PAT": summary(-0.3, 6.0)}
-    assert "CE on A;" in chapter.long_words({"A": equal, "C": further})["long_verdict"]
+    assert "CE on A (" in chapter.long_words({"A": equal, "C": further})["long_verdict"]
     assert "on no data set" in chapter.long_words({"C": further})["long_verdict"]
-    assert "none was measured" in chapter.long_words({"A": {"CE": equal["CE"]}})["long"]
+    assert "none was measured" in chapter.long_words({"A": {"CE": equal["CE"]}})["long_verdict"]
 
 
 TINY = dict(image_size=[32, 48], model="attention_unet", model_params={"width": 2}, epochs=1)

@@ -13,6 +13,7 @@ from figures import losses as chapter
 from figures.losses import Member, Setting, plot_priors, plot_weights, weight, weights_along
 
 from patlib.losses import LOSSES, build_loss
+from patlib.study.grids import load_grid
 
 SMALL = Setting(num_classes=3, side=10, in_image=0.1, in_dataset=0.02, elsewhere=0.9)
 FAMILY = {member.label: member for member in chapter.family(temperature=5.0, gamma=1.5)}
@@ -240,3 +241,29 @@ def test_page_with_other_parameters(monkeypatch):
 def test_page_refuses_wrong_parameters(parameters, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Chapter("losses", only=[], **parameters)
+
+
+def test_the_calls_of_the_glossary_build_the_losses_of_the_study():
+    glossary = (ROOT / "book" / "glossary.md").read_text()
+    calls = dict(re.findall(r"^\| ([^|`]+) \| `(build_loss\(.*\))` \|$", glossary, re.MULTILINE))
+    counts = torch.tensor([900, 90, 9, 1])
+    told = dict(class_counts=counts, class_images=torch.tensor([10, 9, 5, 1]), num_images=10)
+    names = dict(
+        build_loss=build_loss, L=4, counts=counts, images=told["class_images"], n=told["num_images"]
+    )
+    planned = {
+        run.method: run.settings
+        for grid in ("segnet", "unet")
+        for run in load_grid(ROOT / "study" / "grids" / "small" / f"{grid}.yaml")
+    }
+    assert calls.keys() == planned.keys()
+    logits, target = torch.randn(2, 4, 8, 8), torch.randint(4, (2, 8, 8))
+    for label, call in calls.items():
+        ours = eval(call, names)
+        theirs = build_loss(planned[label]["loss"], 4, **told, **planned[label]["loss_params"])
+        assert repr(ours) == repr(theirs), label
+        values = []
+        for loss in (ours, theirs):
+            torch.manual_seed(0)  # BLV draws noise
+            values.append(loss(logits, target))
+        torch.testing.assert_close(*values)

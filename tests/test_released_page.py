@@ -77,6 +77,15 @@ def with_score(run, miou, leave_out):
     return dataclasses.replace(run, record=dataclasses.replace(run.record, result=result))
 
 
+def test_a_share_of_an_effect_that_is_not_seen_is_its_range():
+    sure = chapter.Effect("void", "CE", "nyuv2", "miou", 0.02, 0.01, {0: 0.02})
+    assert chapter.share_text(sure, 4.0) == "50 % (25 to 75)"
+    wide = chapter.Effect("void", "CE", "nyuv2", "miou", 0.02, 0.03, {0: 0.02})
+    assert chapter.share_text(wide, 4.0) == "not shown (−25 to 125 %)"
+    unknown = chapter.Effect("void", "CE", "nyuv2", "miou", 0.02, float("nan"), {0: 0.02})
+    assert chapter.share_text(unknown, 4.0) == "50 %"
+
+
 def test_effects_are_those_of_the_scores(study):
     text, code = study(AS_EXPECTED)
     table = chapter.run_scores([*text, *code])
@@ -162,11 +171,11 @@ def test_words_of_the_collapse_follow_the_records(study):
     assert "keeps 10 and 10 % of the mIoU" in said and "97 and 97 %" in said
     assert "on CamVid and NYUv2 (3 seeds each), and the loss" in said
     assert "97 and 97 % (5 and 3 seeds):" in said
-    assert said.endswith("the collapse appears with it and vanishes with the loss of Ren et al.")
+    assert said.endswith("it collapses as released and does not as published.")
     table, _, _ = words(study({**AS_EXPECTED, "BMS, released": 0.28}))
-    assert chapter.bms_words(table).endswith("the collapse does not appear with it.")
+    assert chapter.bms_words(table).endswith("it does not collapse as released.")
     table, _, _ = words(study({**AS_EXPECTED, "BMS": 0.05}))
-    assert chapter.bms_words(table).endswith("the collapse appears in part.")
+    assert chapter.bms_words(table).endswith("it collapses in part.")
     table, _, _ = words(study(AS_EXPECTED, leave_out=["BMS, released"]))
     assert chapter.bms_words(table).endswith("are still to come.")
 
@@ -189,13 +198,16 @@ def test_words_of_the_gain_and_its_shares_follow_the_records(study):
     assert "raised by random split (+8.0)" in said
     assert "lowered by PAT without 1/S (inap) (−12.0)" in said
     # The wide interval is that of the measure, which is random in these records.
-    assert "; 4 of the 7 points that were run are not shown to change it; for 1 of them the" in said
-    assert said.endswith(" the interval also holds the whole 3.4.")
+    assert (
+        "; 4 of the 7 differences that were run are not shown to change that lead; for 1 of "
+        in said
+    )
+    assert said.endswith(" the whole 3.4: they could explain nothing or all of it.")
     calm = {**AS_EXPECTED, "inap": 0.32, "ina": 0.32}
     _, _, rows = words(study(calm))
     unchanged = [row for row in rows if row[0] not in ("mIoU of 3 classes, by batch",)]
     number = sum(row[1] == chapter.PAIR for row in unchanged)
-    none = f"here none of the {number} points that were run is shown to change it; "
+    none = f"here none of the {number} differences that were run is shown to change that lead; "
 
     def with_half(row, half):
         title, lead, effect, *rest = row
@@ -208,7 +220,8 @@ def test_words_of_the_gain_and_its_shares_follow_the_records(study):
         [with_half(row, gain - row[2].mean + past) for row in pairs] for past in (1e-6, -1e-6)
     )
     assert chapter.gain_words([*wide[:2], *narrow[2:]]).endswith(
-        f"{none}for 2 of them the interval also holds the whole 3.4."
+        f"{none}for 2 of them the interval holds 0 and the whole 3.4: they could explain nothing "
+        "or all of it."
     )
     assert chapter.gain_words(narrow).endswith(f"{none}no interval of theirs holds the whole 3.4.")
     assert chapter.gain_words([]).startswith("No run")

@@ -95,7 +95,7 @@ def test_the_best_methods():
 
 
 def test_verdicts():
-    contrast = Contrast("a", "b", 0.02, 0.01, 0.03, 1.0)
+    contrast = Contrast("a", "b", 0.02, 0.01, 0.03, 2, 2)
     assert contrast.verdict() == "higher" and contrast.verdict(margin=0.04) == "equal"
     lower = dataclasses.replace(contrast, low=-0.03, high=-0.01)
     assert lower.verdict() == "lower" and lower.verdict(0.03) == "lower"
@@ -104,9 +104,10 @@ def test_verdicts():
         contrast.verdict(-1)
 
 
-def test_improvement_is_the_share_of_pairs():
-    scores = {"a": {0: 0.1, 1: 0.2}, "b": {0: 0.2, 1: 0.3}}
-    assert without_images(scores).against("a")[0].improvement == (1 + 1 + 0.5 + 1) / 4
+def test_wins_are_counted_within_the_seeds_of_both():
+    scores = {"a": {0: 0.1, 1: 0.2}, "b": {0: 0.2, 1: 0.2, 2: 0.1}}
+    (b,) = without_images(scores).against("a")
+    assert (b.wins, b.seeds) == (1.5, 2)
 
 
 def test_groups_are_drawn_whole_or_in_blocks():

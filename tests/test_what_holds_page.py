@@ -48,7 +48,7 @@ def words(evidence):
 def test_every_claim_has_a_rule_and_says_what_it_needs():
     assert {claim["id"] for claim in CLAIMS} == set(chapter.RULES) and len(CLAIMS) >= 12
     for claim in CLAIMS:
-        assert set(claim) == {"id", "where", "says", "counts", "change", "see"}
+        assert set(claim) - {"note"} == {"id", "where", "says", "counts", "change", "see"}
         assert (ROOT / "notebooks" / f"{claim['see']}.ipynb").is_file()
 
 
@@ -67,6 +67,11 @@ def test_flipped_records_flip_the_verdicts(study):
     beaten = study({"PAT": 0.1, "BLV": 0.2})  # PAT is better than CE, but not the best
     assert words(beaten)["best_miou"] == chapter.FAILS
     assert words(beaten)["rare_classes"] == chapter.HOLDS
+    tally = {evidence: chapter.judge("best_miou", evidence).tally for evidence in (both, beaten)}
+    assert tally == {both: "1 of 2", beaten: "0 of 1"}
+    (row,) = chapter.rows([CLAIMS[0]], both, beaten)
+    assert row[1:3] == [f"{chapter.IN_PART} (1 of 2)", f"{chapter.FAILS} (0 of 1)"]
+    assert ", 3 seeds" in chapter.judge("rare_classes", both).found
 
 
 def test_one_seed_decides_nothing(study):

@@ -76,7 +76,7 @@ def judge(runs: Sequence[Run], resamples: int = 2000) -> list[Judgement]:
 
 
 def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
-    """Whether a candidate wins, benchmark by benchmark: one or two sentences.
+    """Whether a candidate wins, and why not, benchmark by benchmark: sentences.
 
     Args:
         judged: title -> :func:`judge`.
@@ -95,15 +95,19 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
         parts = [f"{listing(names)} on {title}" for title, names in by_word[word].items() if names]
         if parts:
             return f"{lead}, of what was judged on {where}: {'; '.join(parts)}."
-    nearest = []
-    for title, found in judged.items():
-        j = max(found, key=lambda j: min(j.miou.mean, j.tail.mean))
-        nearest.append(
-            f"on {title}, {j.method} comes nearest: beside cross-entropy {signed(j.miou.mean)} "
-            f"points of mIoU and {signed(j.pixel_accuracy)} of pixel accuracy, beside "
-            f"{j.tail.reference} {signed(j.tail.mean)} of tail"
-        )
-    return f"No candidate wins, of what was judged: {'; '.join(nearest)}."
+    return f"None wins, of what was judged. {' '.join(_fails(*of) for of in judged.items())}"
+
+
+def _fails(title: str, judged: Sequence[Judgement]) -> str:
+    """Where each candidate stands in tail and mIoU on one benchmark: a sentence."""
+    tails = listing(f"{signed(j.tail.mean)} ({j.method})" for j in judged)
+    shown = [f"{j.method} ({signed(j.miou.mean)})" for j in judged if j.miou.verdict() == "higher"]
+    above = [j.method for j in judged if j.tail.verdict() == "higher"]
+    return (
+        f"On {title}, the tail differs from that of the best baseline, {judged[0].tail.reference}, "
+        f"by {tails} points, where {listing(above) if above else 'none'} is shown to be higher; an "
+        f"mIoU above that of cross-entropy is shown for {listing(shown) if shown else 'none'}."
+    )
 
 
 def rows(title: str, judged: Sequence[Judgement]) -> list[list[str]]:

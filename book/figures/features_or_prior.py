@@ -17,6 +17,7 @@ from patlib.study.simultaneous import MethodScores, score_methods
 from patlib.study.wording import listing, signed
 
 MEDIAN = "CE, median frequency"  # changes the weights of the classes and nothing else
+TRIED = {kind: (0.0, *strengths) for kind, strengths in STRENGTHS.items()}
 #: score -> its name, and the κ between which the protocol expects PAT's best
 EXPECTED_KAPPA = {"pixel_accuracy": ("pixel accuracy", 0.75, 1.25), "miou": ("mIoU", 0.25, 0.75)}
 
@@ -183,7 +184,7 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
 def answers(
     panels: Mapping[str, Sequence[Run]], resamples: int = 2000, margin: float = 0.01
 ) -> str:
-    """:func:`answer` for several benchmarks: three sentences at most."""
+    """:func:`answer` for several benchmarks, and which other losses do the same: in sentences."""
     shared = {title: of_shared_seeds(runs) for title, runs in panels.items()}
     tables = {title: summary(runs) for title, runs in shared.items() if runs}
     if len(panels) < 2 or not tables:
@@ -216,9 +217,64 @@ def answers(
             f"on {listing(undecided)} that is so in the mean, but no higher tail of PAT is shown"
         )
     if within:
-        parts.append(f"on {listing(within)} a shift of cross-entropy reaches both")
+        parts.append(f"on {listing(within)} a shift of cross-entropy reaches both in the mean")
     reach = "; ".join(parts)
-    return f"{said} {reach[0].upper()}{reach[1:]}."
+    return f"{said} {reach[0].upper()}{reach[1:]}.{_above(tables)}"
+
+
+def _above(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The other losses above PAT in mIoU and tail, each at its own shift: a sentence, or none."""
+    parts = []
+    for title, table in tables.items():
+        pat, names = table.loc["PAT"], ("shifted_miou", "shifted_tail")
+        above = [
+            f"{method} ({', '.join(signed(row[n] - pat[n]) for n in names)})"
+            for method, row in table.drop("PAT").iterrows()
+            if row.seeds >= max(pat.seeds, 2) and all(row[n] > pat[n] for n in names)
+        ]
+        if above:
+            parts.append(f"{listing(above)} on {title}")
+    if not parts:
+        return ""
+    return (
+        " Other losses, moved in the same way, have a higher mean than PAT in both scores: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def outside_words(panels: Mapping[str, Sequence[Run]], margin: float = 0.01) -> str:
+    """Whether a method is outside what shifts of CE reach on all benchmarks: a sentence.
+
+    The protocol expects that none is. Methods with several seeds on each benchmark count.
+    """
+    tables = {t: summary(runs) for t, runs in panels.items() if any(run.record for run in runs)}
+    tables = {t: table[table.seeds > 1] for t, table in tables.items() if "CE" in table.index}
+    if len(tables) < 2:
+        return "Whether one is outside everywhere needs several data sets with several seeds."
+    first, *others = tables.values()
+    asked = [m for m in first.index if m != "CE" and all(m in other.index for other in others)]
+    outside = [m for m in asked if all(t.loc[m, "excess"] > margin for t in tables.values())]
+    verdict = f"not as expected ({listing(outside)})" if outside else "as expected"
+    return (
+        f"That no loss has δ above one point on all {len(tables)} of them, of those with several "
+        f"seeds on each ({listing(asked) if asked else 'none yet'}): {verdict}."
+    )
+
+
+def end_words(panels: Mapping[str, Sequence[Run]]) -> str:
+    """The methods whose chosen shift is the largest that was tried: a sentence, or none."""
+    parts = []
+    for title, runs in panels.items():
+        at_end = [
+            method
+            for method, members in by_method(run for run in runs if run.record).items()
+            if (shift := best_shift(members))[1] in (min(TRIED[shift[0]]), max(TRIED[shift[0]]))
+        ]
+        if at_end:
+            parts.append(f"{listing(at_end)} on {title}")
+    if not parts:
+        return ""
+    return f"The chosen shift is the largest that was tried for {'; '.join(parts)}."
 
 
 def own_shift_words(panels: Mapping[str, Sequence[Run]]) -> str:

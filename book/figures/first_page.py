@@ -29,8 +29,9 @@ UNJUDGED = ["LDAM"]  # of the short runs, fails on some seeds
 RESAMPLES = 2000  # test parts that the bootstrap draws
 
 METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
-#: score -> its name: the columns of the table of choices
+#: score -> its name: what the table of choices says of a loss
 CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+NAMED = 4  # of more losses than that which are not told apart, the number
 KEEPING = "rare classes, mIoU not shown lower"
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
@@ -236,7 +237,26 @@ def how_sure(compared: Sequence[Compared]) -> str:
                     f", of {listing(few)} two losses with two seeds in common, so that how far "
                     "seeds scatter is hardly known and intervals are wide or narrow by chance"
                 )
-    return f"How sure: {'; '.join(parts)}."
+    return f"How sure: {'; '.join(parts)}.{_pooling(judged)}"
+
+
+def _pooling(judged: Sequence[Compared]) -> str:
+    """Where the verdict on PAT depends on pooling the scatter of all losses: a sentence."""
+    said = []
+    for metric, name in (("tail", "the tail"), ("miou", "mIoU")):
+        for c in judged:
+            alone = c.judged.alone(metric)
+            if alone and verdict(alone, metric) != c.decided(metric):
+                ends = f"{signed_end(alone.low)} to {signed_end(alone.high)}"
+                said.append(
+                    f"{name} with {c.network} on {c.data} is {verdict(alone, metric)} ({ends})"
+                )
+    if not said:
+        return ""
+    return (
+        " The scatter between seeds is pooled over all losses; from the runs of cross-entropy and"
+        f" PAT alone, {'; '.join(said)}."
+    )
 
 
 def _degrees(compared: Compared) -> int:
@@ -246,7 +266,7 @@ def _degrees(compared: Compared) -> int:
 
 
 def choices(compared: Sequence[Compared]) -> list[list[str]]:
-    """Which loss to take: aim and network, loss, and what ``CHANGES`` it brings on the data sets.
+    """Which loss to take: aim, network and data; loss; what ``CHANGES`` it brings there.
 
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
     cross-entropy is taken where it is among them, else the one with the highest mean; the others
@@ -259,8 +279,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
         for network in dict.fromkeys(c.network for c in compared):
             of_network = [c for c in compared if c.network == network and c.decided("tail")]
             if judged := [c for c in of_network if c.judged.complete]:
-                of_one = f" on {judged[0].data}" if len(judged) == 1 else ""
-                where = f"{aim}, {network.removeprefix('a ')}{of_one}"
+                data = listing(c.data for c in judged)
+                where = f"{aim}: {network.removeprefix('a ')}, {data}"
                 taken = _best(judged, metric) if metric else _keeping(judged)
                 rows += [[where if n == 0 else "", *row] for n, row in enumerate(taken)]
     return rows
@@ -272,11 +292,19 @@ def _best(judged: Sequence[Compared], metric: str) -> list[list[str]]:
     common = [m for m in first if all(m in of for of in others)]
     if not common:
         each = "; ".join(f"{data}: {', '.join(methods)}" for data, methods in best.items())
-        return [[f"depends on the data: {each}", *[""] * len(CHANGES)]]
+        return [[f"depends on the data: {each}", ""]]
     ranked = sorted(common, key=lambda m: (m != "CE", -np.mean(_means(judged, m, metric))))
     taken, *ties = ranked
-    also = f" (not told apart: {'; '.join(ties)})" if ties else ""  # a name may have a comma
-    return [[f"{taken}{also}", *_changes(judged, taken)]]
+    return [[f"{taken}{_also(ties)}", _changes(judged, taken)]]
+
+
+def _also(ties: Sequence[str]) -> str:
+    """The losses that are not told apart from the one that is taken."""
+    if not ties:
+        return ""
+    few = len(ties) <= NAMED
+    names = "; ".join(ties) if few else f"{_number(len(ties))} others"  # a name may have a comma
+    return f" (not told apart: {names})"
 
 
 def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
@@ -295,9 +323,10 @@ def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
         if any(w["tail"] == "higher" for w in of) and not any("lower" in w.values() for w in of)
     ]
     if not kept:
-        return [["no loss is shown to do that", *[""] * len(CHANGES)]]
-    best = max(kept, key=lambda m: np.mean(_means(judged, m, "tail")))
-    return [[best, *_changes(judged, best)]]
+        return [["no loss is shown to do that", ""]]
+    best, *others = sorted(kept, key=lambda m: -np.mean(_means(judged, m, "tail")))
+    also = f" (as well: {'; '.join(others)})" if others else ""
+    return [[f"{best}{also}", _changes(judged, best)]]
 
 
 def _means(judged: Sequence[Compared], method: str, metric: str) -> list[float]:
@@ -305,8 +334,8 @@ def _means(judged: Sequence[Compared], method: str, metric: str) -> list[float]:
     return [0.0 if method == "CE" else c.judged.against(metric)[method].mean for c in judged]
 
 
-def _changes(judged: Sequence[Compared], method: str) -> list[str]:
-    return [_ends(_means(judged, method, metric)) for metric in CHANGES]
+def _changes(judged: Sequence[Compared], method: str) -> str:
+    return "; ".join(_ends(_means(judged, method, metric)) for metric in CHANGES)
 
 
 def _ends(values: Sequence[float]) -> str:
@@ -328,6 +357,24 @@ def verdict_counts(study: what_holds.Evidence, short: what_holds.Evidence, claim
     return [[word, *(str(of.count(word)) for of in words)] for word in every]
 
 
+def scale_words(records: Path) -> str:
+    """What no verdict uses: sentences for below the counts.
+
+    Args:
+        records: the folder.
+    """
+    grids = sorted((GRIDS / "paper").glob("*.yaml"))
+    done = sum(run.record is not None for grid in grids for run in load_runs(grid, records))
+    scale = (
+        "No verdict uses a run at the paper's image sizes, on its splits, or on Cityscapes: "
+        "*does not hold* is said of runs at small scale."
+    )
+    return (
+        f"{'' if done else scale + ' '}All losses train at the same learning rate; the paper says "
+        "that it tunes each loss."
+    )
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown.
 
@@ -346,7 +393,7 @@ def caption(compared: Sequence[Compared]) -> str:
         "Each loss minus cross-entropy (CE), in percentage points: mIoU, and the mean IoU of the "
         "commonest (head) and rarest (tail) third of the classes. Lines: 95 % intervals over seeds "
         "and test images, which hold together for all losses of a data set, for each score by "
-        "itself."
+        "itself. Filled, the interval does not hold 0; hollow, it does."
     )
     if any(_limits(compared, metric)[2] for metric in METRICS):
         text += " A line that reaches the edge of its panel is longer."
@@ -356,7 +403,7 @@ def caption(compared: Sequence[Compared]) -> str:
             by_methods[tuple(c.judged.single)].append(f"{c.data} with {c.network}")
     if by_methods:
         said = (f"{listing(methods)} on {listing(where)}" for methods, where in by_methods.items())
-        text += f" Hollow, one seed and not judged: {'; '.join(said)}."
+        text += f" Without a line, one seed and not judged: {'; '.join(said)}."
     return text
 
 
@@ -435,10 +482,8 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
     handles = [Line2D([], [], color=c, marker="o", label=d, **mark) for d, c in data.items()]
     grey = dict(color="#7a7a7a", **mark)
     handles += [Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items()]
-    if any(c.judged.single for c in compared):
-        handles.append(
-            Line2D([], [], marker="o", markerfacecolor="white", label="one seed", **grey)
-        )
+    hollow = dict(marker="o", markerfacecolor="white", **grey)
+    handles.append(Line2D([], [], label="not told apart from CE", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
 
@@ -449,10 +494,12 @@ def _mark(axis, y: float, change: Contrast, color: str, marker: str) -> None:
     if abs(mean) > FARTHEST:
         edge = math.copysign(FARTHEST, mean)
         arrow = "<" if mean < 0 else ">"
-        axis.plot(edge, y, arrow, color=color, markerfacecolor="white" if single else color)
+        sure = not single and (low > 0 or high < 0)
+        axis.plot(edge, y, arrow, color=color, markerfacecolor=color if sure else "white")
         return
     if not single:
         ends = np.clip([low, high], -FARTHEST, FARTHEST)
         axis.hlines(y, *ends, color=color, linewidth=1.4)
-    face = "white" if single else color
+    sure = not single and (low > 0 or high < 0)
+    face = color if sure else "white"
     axis.plot(mean, y, marker, markersize=5, color=color, markerfacecolor=face)

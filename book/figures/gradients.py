@@ -335,7 +335,8 @@ def conclusions(runs: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
         return {len(ends): "more", 0: "less"}.get(fairer, "not always more")
 
     return {
-        "signs": f"{below} of {len(divided)} exponents lie below 0 with their whole interval.",
+        "signs": f"{below} of {len(divided)} exponents of 1/S and PAT lie below 0 with their whole "
+        "interval.",
         "beta-shift": f"{max(shifts):.2f}" if shifts else "(not run)",
         "verdict": "In these runs the largest and the smallest gradient of a class are "
         f"{equality('network')} equal with PAT than with CE over all weights, where the update is "
@@ -355,7 +356,7 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
         if {"CE", "PAT"} <= methods.keys()
     }
     if not ends:
-        return dict.fromkeys(("long", "long_verdict"), "Of the long runs none was measured yet.")
+        return {"long_verdict": "Of the long runs none was measured yet."}
     nearer = [
         title
         for title, (ce, pat) in ends.items()
@@ -365,15 +366,14 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     exponents, ratios = (
         "; ".join(f"{show(ce)} and {show(pat)} on {title}" for title, (ce, pat) in ends.items())
         for show in (
-            lambda part: f"{part['exponent'][0]:.2f}".replace("-", "−"),
+            lambda part: "{:.2f} [{:.2f}, {:.2f}]".format(*part["exponent"]).replace("-", "−"),
             lambda part: f"{part['ratio']:.1f}",
         )
     )
     return {
-        "long": f"Over all weights, the exponents of CE and of PAT are then {exponents}.",
-        "long_verdict": "After 100 epochs (one seed), over all weights, the exponent of PAT is "
-        f"nearer to 0 than that of CE {where}; the largest gradient is so many times the smallest, "
-        f"with CE and with PAT: {ratios}.",
+        "long_verdict": "After 100 epochs (one network of each), over all weights, the exponent of "
+        f"PAT is nearer to 0 than that of CE {where} (CE and PAT: {exponents}); the largest "
+        f"gradient is so many times the smallest, with CE and with PAT: {ratios}.",
     }
 
 

@@ -5,6 +5,7 @@ The intervals are those of :mod:`patlib.study.simultaneous`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -74,8 +75,43 @@ class Judged:
                 found[method] = judged[method]
             elif method != reference and (pairs := self._pairs(metric, method, reference)):
                 mean = float(np.mean([a - b for a, b in pairs]))
-                found[method] = Contrast(method, reference, mean, *[math.nan] * 3)
+                wins = sum((a > b) + 0.5 * (a == b) for a, b in pairs)
+                found[method] = Contrast(
+                    method, reference, mean, math.nan, math.nan, wins, len(pairs)
+                )
         return found
+
+    def alone(self, metric: str, method: str = "PAT", reference: str = "CE") -> Contrast | None:
+        """A method minus a reference, with the scatter between seeds of these two alone.
+
+        The interval does not depend on which other methods were run, and is wide where seeds are
+        few. None where one of the two has no two seeds.
+        """
+        if not {method, reference} <= {*self.several}:
+            return None
+        runs = [*self._runs[reference], *self._runs[method]]
+        scores = score_methods(runs, metric, resamples=self._resamples)
+        return scores.against(reference)[0] if scores.residual_dof else None
+
+    def beside_best(self, metric: str, method: str = "PAT") -> Contrast | None:
+        """A method minus the other one with the highest score, of those with several seeds.
+
+        The interval is one of those of the method against all others, which hold together, so that
+        it holds for the best of them as well. None where there is nothing to compare.
+        """
+        scores = self.scores(metric)
+        if scores is None or method not in scores.methods:
+            return None
+        best = max(scores.against(method), key=lambda c: c.mean)
+        return replace(
+            best,
+            method=method,
+            reference=best.method,
+            mean=-best.mean,
+            low=-best.high,
+            high=-best.low,
+            wins=best.seeds - best.wins,
+        )
 
     def _pairs(self, metric: str, method: str, reference: str) -> list[tuple[float, float]]:
         a, b = ({r.seed: r.score(metric) for r in self._runs[m]} for m in (method, reference))

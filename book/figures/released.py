@@ -342,6 +342,18 @@ def shares(found: Sequence[Effect], paper: Mapping) -> list[tuple[str, str, Effe
     return sorted(rows, key=lambda row: list(POINTS.values()).index(row[0].split(" (in")[0]))
 
 
+def share_text(lead: Effect, printed: float) -> str:
+    """How much of the printed lead (in points) an effect is, in percent.
+
+    Where its interval holds 0, no share is shown: ``not shown (−15 to 137 %)``.
+    """
+    ends = (lead.mean - lead.half, lead.mean, lead.mean + lead.half)
+    low, mean, high = (f"{10_000 * value / printed:.0f}".replace("-", "−") for value in ends)
+    if math.isnan(lead.half):
+        return f"{mean} %"
+    return f"{mean} % ({low} to {high})" if lead.seen else f"not shown ({low} to {high} %)"
+
+
 def kept(table: pd.DataFrame, method: str) -> dict[str, float]:
     """Data set -> mean mIoU of a method over that of CE."""
     means = table.groupby(["dataset", "method"])["miou"].mean()
@@ -374,11 +386,11 @@ def bms_words(table: pd.DataFrame) -> str:
     appears = [share <= COLLAPSED for share in released.values()]
     vanishes = [share >= SOUND for share in real.values()]
     if all(appears) and all(vanishes):
-        verdict = "the collapse appears with it and vanishes with the loss of Ren et al."
+        verdict = "it collapses as released and does not as published"
     elif not any(appears):
-        verdict = "the collapse does not appear with it"
+        verdict = "it does not collapse as released"
     else:
-        verdict = "the collapse appears in part"
+        verdict = "it collapses in part"
     both = "" if len(released) > 1 else " (the other data set is still to be run)"
     return (
         f"Exponentiated twice, balanced softmax keeps {texts(released)} of the mIoU of "
@@ -407,13 +419,14 @@ def gain_words(rows: Sequence[tuple]) -> str:
     if others:
         number, verb = (others, "is" if others == 1 else "are") if parts else ("none", "is")
         said.append(
-            f"{number} of the {len(on_pair)} points that were run {verb}{' not' if parts else ''}"
-            " shown to change it"
+            f"{number} of the {len(on_pair)} differences that were run {verb}"
+            f"{' not' if parts else ''} shown to change that lead"
         )
         # The interval is wide enough for the printed gain to be this point's doing alone.
         whole = sum(abs(e.mean - gain / 100) <= e.half for _, _, e, *_ in on_pair if not e.seen)
         said.append(
-            f"for {whole} of them the interval also holds the whole {gain:.1f}"
+            f"for {whole} of them the interval holds 0 and the whole {gain:.1f}: they could "
+            "explain nothing or all of it"
             if whole
             else f"no interval of theirs holds the whole {gain:.1f}"
         )

@@ -153,6 +153,15 @@ def _runs(values: pd.Series) -> str:
     return f" (single runs {ends[0]} to {ends[1]})" if len(values) > 1 else ""
 
 
+def level_words(table: pd.DataFrame) -> str:
+    """The tail of cross-entropy at each size: a sentence."""
+    levels = 100 * table[table.method == "CE"].groupby("size")["tail"].mean()
+    if levels.empty:
+        return "cross-entropy is still to run."
+    parts = [f"{value:.1f} % with things of {size:g} pixels" for size, value in levels.items()]
+    return f"cross-entropy has a tail of {listing(parts)}."
+
+
 def plot_gains(table: pd.DataFrame, column: str = "gain") -> Figure | None:
     """The tail of each method, or its gain over CE, for each size: means a line, runs small marks.
 

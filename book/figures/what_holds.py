@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from patlib.losses import build_loss
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
 from patlib.study.runs import Run, by_benchmark, by_method, load_runs, scores
+from patlib.study.simultaneous import Contrast
 from patlib.study.statistics import chance_range
-from patlib.study.wording import listing, signed
+from patlib.study.wording import listing, signed, signed_end
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED = "not shown"
@@ -39,10 +40,12 @@ class Verdict:
     Attributes:
         word: ``HOLDS``, ``IN_PART``, ``FAILS``, ``UNDECIDED``, ``OPEN`` or ``UNTESTED``.
         found: the numbers that it follows from.
+        tally: on how many of our benchmarks it holds; empty where none is asked.
     """
 
     word: str
     found: str
+    tally: str = ""
 
 
 class Evidence:
@@ -118,7 +121,7 @@ def rows(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidence) 
         verdict, earlier = judge(claim["id"], study), judge(claim["id"], short)
         same = verdict == earlier
         where = f'<a href="{claim["see"]}.html">{claim["see"].replace("_", " ")}</a>'
-        found.append([claim["says"], verdict.word, "" if same else earlier.word, where])
+        found.append([claim["says"], _counted(verdict), "" if same else _counted(earlier), where])
     return found
 
 
@@ -129,11 +132,16 @@ def details(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidenc
         verdict, earlier = judge(claim["id"], study), judge(claim["id"], short)
         lines = [("Would count", claim["counts"]), ("Verdict", _said(verdict))]
         lines += [("By the short runs", _said(earlier))] if earlier != verdict else []
+        lines += [("Note", claim["note"])] if "note" in claim else []
         lines.append(("Would change our mind", claim["change"]))
         items = "".join(f"<li>{title}: {harmless(text)}</li>" for title, text in lines)
         says = harmless(f"<b>{claim['says']}</b> ({claim['where']})")
         parts.append(f'<p id="claim-{claim["id"].replace("_", "-")}">{says}</p><ul>{items}</ul>')
     return HTML("\n".join(parts))
+
+
+def _counted(verdict: Verdict) -> str:
+    return f"{verdict.word}{f' ({verdict.tally})' if verdict.tally else ''}"
 
 
 def _said(verdict: Verdict) -> str:
@@ -157,7 +165,7 @@ def answer(claims: Sequence[Mapping[str, str]], evidence: Evidence) -> str:
 
 
 def load_claims(path: Path) -> list[dict[str, str]]:
-    """The claims, each with id, where, says, counts, change and see."""
+    """The claims, each with id, where, says, counts, change and see, some with a note."""
     return yaml.safe_load(path.read_text())["claims"]
 
 
@@ -171,9 +179,13 @@ def _together(results: Mapping[str, bool | None], found: Mapping[str, str]) -> V
     text = "; ".join(f"{title}: {said}" for title, said in found.items())
     if not results:
         return Verdict(OPEN, text)
-    if any(results.values()):
-        return Verdict(HOLDS if all(results.values()) else IN_PART, text)
-    return Verdict(UNDECIDED if set(results.values()) == {None} else FAILS, text)
+    values = list(results.values())
+    tally = f"{sum(map(bool, values))} of {len(values)}"
+    if None in values:
+        tally += f", {values.count(None)} not told apart"
+    if any(values):
+        return Verdict(HOLDS if all(values) else IN_PART, text, tally)
+    return Verdict(UNDECIDED if set(values) == {None} else FAILS, text, tally)
 
 
 def _against(
@@ -196,11 +208,17 @@ def _against(
         contrast = judged.against(metric, reference)["PAT"]
         word = judged.verdict("PAT", metric, reference)
         printed = _printed_gain(evidence, title, metric) if reference == "CE" else ""
-        found[title] = f"{word} ({signed(contrast.mean)}{printed})"
+        found[title] = f"{word} ({_interval(contrast)}{printed})"
         results[title] = None if word == "not distinguishable" else word in words
         if best and results[title]:
             results[title] = "PAT" in judged.may_be_best(metric)
     return _together(results, found)
+
+
+def _interval(contrast: Contrast) -> str:
+    """A difference with its interval, in points, and how many seeds both have."""
+    ends = f"{signed_end(contrast.low)} to {signed_end(contrast.high)}"
+    return f"{signed(contrast.mean)}: {ends}, {contrast.seeds} seeds"
 
 
 def _printed_gain(evidence: Evidence, title: str, metric: str) -> str:
@@ -222,8 +240,7 @@ def size_of_gain(evidence: Evidence) -> Verdict:
         (benchmark,) = by_benchmark(evidence.panels[title])
         contrast = judged.against("miou").get("PAT")
         if contrast and (benchmark.dataset, benchmark.model) == ("nyuv2", "segnet"):
-            ends = f"{signed(contrast.low)} to {signed(contrast.high)}"
-            found[title] = f"{signed(contrast.mean)} ({ends}); printed {100 * printed:+.2f}"
+            found[title] = f"{_interval(contrast)}; printed {100 * printed:+.2f}"
             results[title] = contrast.high >= printed
     return _together(results, found)
 
@@ -276,7 +293,11 @@ def memory_of_others(evidence: Evidence) -> Verdict:
         others = {name: peak["pat"] / peak[name] for name in ("blv", "ldam")}
         results[shape] = max(others.values()) < 1
         found[shape] = ", ".join(f"{r:.2f} of {n.upper()}" for n, r in others.items())
-    return _together(results, found)
+    return replace(_together(results, found), tally=_at_shapes(results))
+
+
+def _at_shapes(results: Mapping[str, bool]) -> str:
+    return f"at {sum(results.values())} of {len(results)} shapes and types"
 
 
 def memory_of_ce(evidence: Evidence) -> Verdict:
@@ -288,7 +309,8 @@ def memory_of_ce(evidence: Evidence) -> Verdict:
     found = {shape: f"{r:.2f} times PyTorch's cross-entropy" for shape, r in ours.items()}
     ends = f"{min(as_written.values()):.1f} to {max(as_written.values()):.1f} times"
     found["PAT on one-hot tensors, as the paper writes it"] = ends
-    return _together({"any": any(r > MORE_MEMORY for r in ours.values())}, found)
+    more = {shape: r > MORE_MEMORY for shape, r in ours.items()}
+    return replace(_together({"any": any(more.values())}, found), tally=_at_shapes(more))
 
 
 def homogenised_gradients(evidence: Evidence) -> Verdict:
@@ -299,7 +321,7 @@ def homogenised_gradients(evidence: Evidence) -> Verdict:
             states = measured["methods"][method]["states"]
             of_network = states[max(states, key=int)]["network"]
             last[method] = of_network["exponent"][0]
-            a[method] = f"{last[method]:.2f}".replace("-", "−")
+            a[method] = "{:.2f} [{:.2f}, {:.2f}]".format(*of_network["exponent"]).replace("-", "−")
             ratio[method] = f"{of_network['ratio']:.1f}"
         found[DATASETS[name].label] = (
             f"a = {a['PAT']}, with cross-entropy {a['CE']}; the largest gradient of a class is "

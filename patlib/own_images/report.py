@@ -77,7 +77,8 @@ def summary_table(found: Comparison) -> pd.DataFrame:
         for metric, title in METRICS.items():
             if metric != "miou":
                 row[f"test {title} (%)"] = _mean_and_std(scores["test"][metric])
-        row["validation mIoU (%)"] = _mean_and_std(scores["validation"]["miou"])
+        for metric in ("miou", "tail"):  # what a loss is chosen by
+            row[f"validation {METRICS[metric]} (%)"] = _mean_and_std(scores["validation"][metric])
         row["shift"] = shift_text(found.shifts[method])
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -18,8 +18,14 @@ from patlib.study.statistics import Difference, mean_iou
 
 _WRONG, _RIGHT = "#1b1b1b", "#f2f2f2"  # no colour of a class
 _STYLES = {loss.label: (loss.color, loss.marker) for loss in LOSSES.values()}
-# Of methods that are no loss of their own, such as a variant of PAT, beside losses.
-_OTHERS = (("#001155", "p"), ("#88ccaa", "d"), ("#004455", "<"), ("#0000ff", ">"))
+# Of methods that are no loss of their own, such as a variant of PAT, beside losses; those of the
+# study and of `patlib compare` look the same in every figure.
+_VARIANTS = {
+    "CE + Jaccard": ("#001155", "p"),
+    "1/√S": ("#88ccaa", "d"),
+    "PAT with presence": ("#004455", "<"),
+    "CE, median frequency": ("#0000ff", ">"),
+}
 
 
 def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -29,8 +35,10 @@ def method_styles(methods: Iterable[str]) -> tuple[dict[str, str], dict[str, str
     """
     methods = list(dict.fromkeys(methods))
     rest = [m for m in methods if m not in _STYLES]
-    if len(rest) <= len(_OTHERS) and len(rest) < len(methods):
-        styles = dict(zip(rest, _OTHERS, strict=False))
+    if len(rest) <= len(_VARIANTS) and len(rest) < len(methods):
+        styles = {m: _VARIANTS[m] for m in rest if m in _VARIANTS}
+        free = [style for style in _VARIANTS.values() if style not in styles.values()]
+        styles |= dict(zip([m for m in rest if m not in _VARIANTS], free, strict=False))
     else:
         series = dict(
             zip(methods, sns.color_palette("cividis", len(methods)).as_hex(), strict=True)
@@ -218,7 +226,8 @@ def plot_validation(panels: Mapping[str, Iterable[Run]], ncols: int = 3) -> Figu
             markers=markers, dashes=True, errorbar=("pi", 100), err_kws={"alpha": 0.13, "lw": 0},
             markersize=8, markeredgewidth=0.3, markevery=every, linewidth=1.3, ax=axis,
         )  # fmt: skip
-        axis.set(title=title, xlabel="epoch", ylabel="validation mIoU (%)")
+        axis.set(xlabel="epoch", ylabel="validation mIoU (%)")
+        axis.set_title(title, fontsize=10)  # a network's name may be long
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     handles = {}

@@ -45,8 +45,9 @@ class Contrast:
         method, reference: their labels.
         mean: the difference, in [-1, 1].
         low, high: its 95 % interval, which holds together with those of the same family.
-        improvement: the share of pairs of a run of the method and one of the reference in which the
-            method has the higher score (a tie counts half).
+        wins: of the seeds that both have, in how many the method has the higher score (a tie
+            counts half).
+        seeds: how many both have.
     """
 
     method: str
@@ -54,7 +55,8 @@ class Contrast:
     mean: float
     low: float
     high: float
-    improvement: float
+    wins: float
+    seeds: int
 
     def verdict(self, margin: float = 0.0) -> str:
         """``"higher"``, ``"lower"``, ``"equal"`` or ``"not distinguishable"``.
@@ -184,8 +186,9 @@ class MethodScores:
         contrasts = []
         for method, width in zip(others, half, strict=True):
             mean = self._effects[method] - self._effects[reference]
-            pair = self.scores[method].values(), self.scores[reference].values()
-            improvement = np.mean([(a > b) + 0.5 * (a == b) for a in pair[0] for b in pair[1]])
+            pair = self.scores[method], self.scores[reference]
+            shared = pair[0].keys() & pair[1].keys()
+            pairs = [(pair[0][seed], pair[1][seed]) for seed in shared]
             contrasts.append(
                 Contrast(
                     method,
@@ -193,7 +196,8 @@ class MethodScores:
                     float(mean),
                     float(mean - width),
                     float(mean + width),
-                    float(improvement),
+                    sum((a > b) + 0.5 * (a == b) for a, b in pairs),
+                    len(pairs),
                 )
             )
         return contrasts
