@@ -208,7 +208,7 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
 
 
 def how_sure(compared: Sequence[Compared]) -> str:
-    """Seeds, image sizes, lengths, and what is still to run: one sentence."""
+    """Seeds, image sizes, lengths, what is still to run, and what hangs on the model: a list."""
     parts = []
     judged = [c for c in compared if c.decided("tail")]
     if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
@@ -237,7 +237,9 @@ def how_sure(compared: Sequence[Compared]) -> str:
                     f", of {listing(few)} two losses with two seeds in common, so that how far "
                     "seeds scatter is hardly known and intervals are wide or narrow by chance"
                 )
-    return f"How sure: {'; '.join(parts)}.{_pooling(judged)}"
+    if said := _pooling(judged):
+        parts.append(said)
+    return "How sure is that?\n\n" + "\n".join(f"- {part[0].upper()}{part[1:]}." for part in parts)
 
 
 def _pooling(judged: Sequence[Compared]) -> str:
@@ -254,8 +256,8 @@ def _pooling(judged: Sequence[Compared]) -> str:
     if not said:
         return ""
     return (
-        " The scatter between seeds is pooled over all losses; from the runs of cross-entropy and"
-        f" PAT alone, {'; '.join(said)}."
+        "the scatter between seeds is pooled over all losses; from the runs of cross-entropy and"
+        f" PAT alone, {'; '.join(said)}"
     )
 
 

@@ -1,14 +1,17 @@
 """Which part of PAT does what; scores over the temperature and over the exponent of the size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from figures.judging import NAMES, Judged, verdict
 from patlib.plots.panels import subplots
-from patlib.study.runs import Run, scores
+from patlib.study.runs import Run, by_method, scores
+from patlib.study.statistics import chance_range
 from patlib.study.wording import listing, signed
 
 #: the parts of PAT as the grid calls them, and in words
@@ -51,6 +54,34 @@ def _floor(judged: Judged, least: float = 0.01) -> str:
         f" With cross-entropy and with {listing(none)} the tail is below {100 * least:.0f} %: these"
         " runs cannot show what that would do to rare classes."
     )
+
+
+def score_range(runs: Sequence[Run]) -> tuple[int, float, float, float]:
+    """How far the mean mIoU of methods of one benchmark ranges, and what chance alone would give.
+
+    Means over different seeds would differ for that alone: only seeds that every method has count.
+
+    Returns:
+        The number of these seeds; the range of the means, the deviation of the residuals and the
+        range by chance (:func:`patlib.study.statistics.chance_range`), in [0, 1]; NaN where the
+        seeds are too few.
+    """
+    table = scores(runs).pivot(index="method", columns="seed", values="score")
+    table = table.reindex(list(by_method(runs))).dropna(axis="columns")
+    seeds = table.shape[1]
+    span = float(np.ptp(table.mean(axis="columns"))) if seeds else math.nan
+    return (seeds, span, *(chance_range(table) if seeds > 1 else (math.nan, math.nan)))
+
+
+def range_words(runs: Sequence[Run], where: str) -> str:
+    """The range of the mean mIoU of one benchmark, in points: a phrase."""
+    seeds, span, _, chance = score_range(runs)
+    if not seeds:
+        return f"no range {where}, where no seed was run at every T"
+    if seeds == 1:
+        return f"{100 * span:.1f} points {where}, with one seed"
+    by_chance = f"by chance alone about {100 * chance:.1f}"
+    return f"{100 * span:.1f} points {where}, with {seeds} seeds ({by_chance})"
 
 
 def equal_cells(tables: Mapping[str, Mapping]) -> tuple[list[tuple], int]:

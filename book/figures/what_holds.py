@@ -17,13 +17,13 @@ from scipy import stats
 
 from figures import GRIDS, ROOT, harmless, load_paper, network_name, read_panels
 from figures.judging import Judged
+from figures.temperature import score_range
 from patlib.data import DATASETS
 from patlib.losses import build_loss
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
-from patlib.study.runs import Run, by_benchmark, by_method, load_runs, scores
+from patlib.study.runs import Run, by_benchmark, load_runs, scores
 from patlib.study.simultaneous import Contrast
-from patlib.study.statistics import chance_range
 from patlib.study.wording import listing, signed, signed_end
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
@@ -248,11 +248,8 @@ def size_of_gain(evidence: Evidence) -> Verdict:
 def temperature_matters(evidence: Evidence) -> Verdict:
     results, found = {}, {}
     for benchmark, runs in by_benchmark(evidence.temperatures).items():
-        table = scores(runs).pivot(index="method", columns="seed", values="score")
-        table = table.reindex(list(by_method(runs))).dropna(axis="columns")  # seeds of every T
-        if table.shape[1] >= 3:
-            span = float(np.ptp(table.mean(axis="columns")))
-            _, chance = chance_range(table.to_numpy())
+        shared, span, _, chance = score_range(runs)
+        if shared >= 3:
             found[str(benchmark)] = f"range {100 * span:.1f}, by chance {100 * chance:.1f}"
             results[str(benchmark)] = span > CHANCE * chance
     return _together(results, found)
