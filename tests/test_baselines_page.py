@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from chapters import Chapter
 from fake_runs import fake_record, grid_file
@@ -91,6 +92,11 @@ def test_the_scatter_of_the_two_alone_does_not_depend_on_other_methods(study):
         assert best.reference == "CB" and best.mean == pytest.approx(minus.mean)
         assert best.low < best.mean < best.high < 0 and best.wins == 0
     assert two.alone("miou", "LDAM") is None
+    said = chapter.answer_best({"here": three})
+    assert "highest mean, the mIoU of PAT is lower on here (CB, −" in said
+    assert ". There, the IoU of the tail of PAT is lower on here (CB, −" in said
+    nothing = judging.Judged(study({"CE": 0.0}), resamples=50)
+    assert chapter.answer_best({"here": nothing}) == "No other loss has two seeds yet"
     assert judging.Judged(study({"PAT": 0.1}), resamples=50).beside_best("miou") is None
 
 
@@ -272,3 +278,19 @@ def test_a_tail_that_rises_in_longer_runs_is_told(study):
     assert said.endswith("rare classes are learned earlier.")
     assert "earlier" not in chapter.tail_rises(runs(0.0))
     assert chapter.tail_rises(study({"CE": 0.0}, seeds=[0], epochs=100)) == ""
+
+
+def test_words_on_the_rates_follow_the_trials():
+    index = pd.MultiIndex.from_product([["camvid"], ["CE", "PAT", "LDAM"]])
+    scores = [[0.30, 0.40, 0.35], [0.28, 0.36, 0.44], [0.1, np.nan, 0.2]]
+    trials = pd.DataFrame(scores, index=index, columns=[0.0003, 0.001, 0.003])
+    trials["chosen"] = [0.001, 0.003, np.nan]
+    said = chapter.rate_words(trials)
+    assert said.endswith("own best rate: PAT −4.0 and +4.0 on CamVid.")
+    assert chapter.rate_rows(trials) == [
+        ["CamVid, CE", "30.0", "<b>40.0</b>", "35.0"],
+        ["CamVid, PAT", "28.0", "36.0", "<b>44.0</b>"],
+        ["CamVid, LDAM", "10.0", "", "20.0"],
+    ]
+    trials.iloc[:, :3] = np.nan
+    assert chapter.rate_rows(trials) == [] and "still to come" in chapter.rate_words(trials)

@@ -179,6 +179,14 @@ def test_one_seed_is_not_judged_and_named(study):
     assert change["Focal"].mean == pytest.approx(by_seed["Focal"] - by_seed["CE"])
 
 
+def test_a_part_of_a_data_set_is_said_to_be_one(study):
+    pet, scenes = (
+        study({"CE": 0.0, "PAT": 0.1}, datasets=[name]) for name in ("oxford_pet", "synthetic")
+    )
+    assert "- Of Oxford-IIIT Pet three of 37 breeds were at hand" in chapter.how_sure(pet)
+    assert "breeds" not in chapter.how_sure(scenes)
+
+
 def test_two_losses_with_two_seeds_are_said_to_be_few(study):
     losses = {"CE": 0.0, "PAT": 0.1, "Focal": 0.05}
     few = study(losses, seeds=[0, 1], single=["Focal"])

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from figures import network_name
-from figures.judging import MARGINS, NAMES, Judged, text
+from figures.judging import MARGINS, NAMES, Judged, text, verdict
+from patlib.data import DATASETS
 from patlib.metrics import class_groups
 from patlib.study.runs import Run, by_method
 from patlib.study.wording import listing, signed
@@ -75,6 +76,23 @@ def answer(judged: Mapping[str, Judged], metric: str, method: str = "PAT") -> st
     }
     parts = [f"{phrase} {listing(words[w])}" for w, phrase in phrases.items() if w in words]
     return f"The {NAMES[metric]} of {method} is {'; '.join(parts)}"
+
+
+def answer_best(judged: Mapping[str, Judged], method: str = "PAT") -> str:
+    """A method beside the other one with the highest score, benchmark by benchmark: a sentence."""
+    parts = []
+    for metric, name in NAMES.items():
+        words = defaultdict(list)
+        for title, found in judged.items():
+            if contrast := found.beside_best(metric, method):
+                said = f"{title} ({contrast.reference}, {signed(contrast.mean)})"
+                words[verdict(contrast, metric)].append(said)
+        if words:
+            where = "; ".join(f"{word} on {listing(titles)}" for word, titles in words.items())
+            parts.append(f"the {name} of {method} is {where}")
+    if not parts:
+        return "No other loss has two seeds yet"
+    return f"Beside the other loss with the highest mean, {'. There, '.join(parts)}"
 
 
 def best(judged: Mapping[str, Judged]) -> list[list[str]]:
@@ -215,6 +233,54 @@ def lengths(runs: Iterable[Run]) -> list[list[str]]:
                 ]
             rows.append(row)
     return rows
+
+
+def rate_rows(trials: pd.DataFrame) -> list[list[str]]:
+    """Validation mIoU at each learning rate, in percent, the highest in bold: rows of a table.
+
+    Args:
+        trials: of ``study/rates.py``; data sets and methods without a trial are left out.
+    """
+    rows = []
+    for (dataset, method), scores in trials.drop(columns="chosen").iterrows():
+        if scores.notna().any():
+            best = scores.max()
+            texts = ["" if np.isnan(s) else f"{100 * s:.1f}" for s in scores]
+            whole = scores.notna().all()
+            texts = [
+                f"<b>{t}</b>" if whole and s == best else t
+                for t, s in zip(texts, scores, strict=True)
+            ]
+            rows.append([f"{DATASETS[dataset].label}, {method}", *texts])
+    return rows
+
+
+def rate_words(trials: pd.DataFrame, rate: float = 0.001) -> str:
+    """Whether each loss at its own rate changes what it is beside CE: a sentence.
+
+    Args:
+        trials: of ``study/rates.py``.
+        rate: that of the study.
+    """
+    parts = []
+    for dataset in trials.index.unique(0):
+        table = trials.loc[dataset]
+        whole = table.drop(columns="chosen").dropna()
+        if "CE" not in whole.index or len(whole) < 2:
+            continue
+        own = whole.max(axis=1)
+        said = [
+            f"{method} {signed(whole[rate][method] - whole[rate]['CE'])} and "
+            f"{signed(own[method] - own['CE'])}"
+            for method in whole.index.drop("CE")
+        ]
+        parts.append(f"{listing(said)} on {DATASETS[dataset].label}")
+    if not parts:
+        return "The trials that tell are still to come."
+    return (
+        f"Validation mIoU minus that of cross-entropy, in points, all at {rate:g} and each at its "
+        f"own best rate: {'; '.join(parts)}."
+    )
 
 
 def tail_rises(runs: Iterable[Run], study: int = 100) -> str:

@@ -38,6 +38,11 @@ COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
 FARTHEST = 20.0  # points: what lies beyond is drawn at the edge, as an arrow
 WIDE = 4.0  # an interval this many times as wide as the median one leaves its panel
+#: data set -> what a reader of its scores must know
+PARTIAL = {
+    "Oxford-IIIT Pet": "of Oxford-IIIT Pet three of 37 breeds were at hand, and its tail is one "
+    "class, the boundary"
+}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -237,6 +242,8 @@ def how_sure(compared: Sequence[Compared]) -> str:
                     f", of {listing(few)} two losses with two seeds in common, so that how far "
                     "seeds scatter is hardly known and intervals are wide or narrow by chance"
                 )
+    data = dict.fromkeys(c.data for c in compared if c.runs)
+    parts += [PARTIAL[name] for name in data if name in PARTIAL]
     if said := _pooling(judged):
         parts.append(said)
     return "How sure is that?\n\n" + "\n".join(f"- {part[0].upper()}{part[1:]}." for part in parts)
