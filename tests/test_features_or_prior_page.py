@@ -187,6 +187,8 @@ def test_losses_above_pat_are_named(study):
     _, said, _ = answers({"A": [*lower, *others], "B": runs}, resamples=100)
     assert said.startswith("Other losses, moved in the same way, ") and "scores: Other (+" in said
     assert said.endswith("on A.")
+    both = {"A": [*lower, *others], "B": [*runs, *others]}
+    assert answers(both, resamples=100)[1].endswith("on all 2 is, in the mean, Other.")
 
 
 def test_a_loss_outside_everywhere_is_not_as_expected(study):

@@ -220,9 +220,13 @@ def answers(
             "the mean"
         )
     reach = "; ".join(parts)
+    number, _, everywhere = _outside(panels, margin)
+    others = [_above(tables)]
+    if everywhere := [method for method in everywhere if method != "PAT"]:
+        others.append(f"More than a prior on all {number} is, in the mean, {listing(everywhere)}.")
     return (
         f"{reach[0].upper()}{reach[1:]}.",
-        _above(tables),
+        " ".join(filter(None, others)),
         "Each moved to the prior that validation chooses, PAT differs from cross-entropy in mIoU "
         f"and in the tail by {'; '.join(differences)} points.",
     )
@@ -250,21 +254,31 @@ def _above(tables: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
+def _outside(
+    panels: Mapping[str, Sequence[Run]], margin: float
+) -> tuple[int, list[str], list[str]]:
+    """How many benchmarks have CE; the methods with several seeds on each; those outside on all."""
+    tables = {t: summary(runs) for t, runs in panels.items() if any(run.record for run in runs)}
+    tables = {t: table[table.seeds > 1] for t, table in tables.items() if "CE" in table.index}
+    if not tables:
+        return 0, [], []
+    first, *others = tables.values()
+    asked = [m for m in first.index if m != "CE" and all(m in other.index for other in others)]
+    outside = [m for m in asked if all(t.loc[m, "excess"] > margin for t in tables.values())]
+    return len(tables), asked, outside
+
+
 def outside_words(panels: Mapping[str, Sequence[Run]], margin: float = 0.01) -> str:
     """Whether a method is outside what shifts of CE reach on all benchmarks: a sentence.
 
     The protocol expects that none is. Methods with several seeds on each benchmark count.
     """
-    tables = {t: summary(runs) for t, runs in panels.items() if any(run.record for run in runs)}
-    tables = {t: table[table.seeds > 1] for t, table in tables.items() if "CE" in table.index}
-    if len(tables) < 2:
+    number, asked, outside = _outside(panels, margin)
+    if number < 2:
         return "Whether one is outside everywhere needs several data sets with several seeds."
-    first, *others = tables.values()
-    asked = [m for m in first.index if m != "CE" and all(m in other.index for other in others)]
-    outside = [m for m in asked if all(t.loc[m, "excess"] > margin for t in tables.values())]
     verdict = f"not as expected ({listing(outside)})" if outside else "as expected"
     return (
-        f"That no loss has δ above one point on all {len(tables)} of them, of those with several "
+        f"That no loss has δ above one point on all {number} of them, of those with several "
         f"seeds on each ({listing(asked) if asked else 'none yet'}): {verdict}."
     )
 

@@ -280,8 +280,8 @@ def choices(compared: Sequence[Compared]) -> list[list[str]]:
     Of the losses that may be the best on every data set (Hsu's comparison with the best),
     cross-entropy is taken where it is among them, else the one with the highest mean; the others
     are named beside it.
-    ``KEEPING``, where mIoU and pixel accuracy must not fall, is answered by :func:`_keeping`. Data sets on which a
-    method has no two seeds do not count.
+    ``KEEPING``, where mIoU and pixel accuracy must not fall, is answered by :func:`_keeping`. Data
+    sets on which a method has no two seeds do not count.
     """
     rows = []
     for metric, aim in (*AIMS.items(), (None, KEEPING)):
@@ -323,8 +323,7 @@ def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
     """
     methods = [m for m in judged[0].judged.methods if all(c.decided("tail", m) for c in judged)]
     words = {
-        m: [{metric: c.decided(metric, m) for metric in CHANGES} for c in judged]
-        for m in methods
+        m: [{metric: c.decided(metric, m) for metric in CHANGES} for c in judged] for m in methods
     }
     kept = [
         m
