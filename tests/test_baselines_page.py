@@ -94,7 +94,7 @@ def test_the_scatter_of_the_two_alone_does_not_depend_on_other_methods(study):
     assert two.alone("miou", "LDAM") is None
     said = chapter.answer_best({"here": three})
     assert "highest mean, the mIoU of PAT is lower on here (CB, −" in said
-    assert ". There, the IoU of the tail of PAT is lower on here (CB, −" in said
+    assert "; and the IoU of the tail of PAT is lower on here (CB, −" in said
     nothing = judging.Judged(study({"CE": 0.0}), resamples=50)
     assert chapter.answer_best({"here": nothing}) == "No other loss has two seeds yet"
     assert judging.Judged(study({"PAT": 0.1}), resamples=50).beside_best("miou") is None

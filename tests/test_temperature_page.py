@@ -72,7 +72,7 @@ def test_runs_that_find_no_rare_class_are_said_to_tell_nothing(study):
     found = Judged(study(PARTS, {"CE": -0.5, "β only": -0.5, "PAT": 0.1}), resamples=50)
     said = chapter.parts_words(found, "X")
     assert said.startswith("Beside cross-entropy on X, in points: β alone changes mIoU by ")
-    assert "With cross-entropy and with β alone the tail is below 1 %" in said
+    assert "; with cross-entropy and with β alone the tail is below 1 %, so that" in said
     sound = Judged(study(PARTS, {"CE": 0.0, "β only": 0.0, "PAT": 0.1}), resamples=50)
     assert "below 1 %" not in chapter.parts_words(sound, "X")
     alone = Judged(study(PARTS, {"CE": 0.0}), resamples=50)
@@ -89,7 +89,7 @@ def test_long_runs_answer_first(tmp_path):
     page = Chapter(
         "temperature", records=str(tmp_path), only=["temperature-04", "temperature-long-t"]
     )
-    said = page.glued["temperature-long-words"]
+    said = page.glued["temperature-answer"]
     assert said.startswith("In runs of 100 epochs: Beside cross-entropy on CamVid with SegNet, in ")
     assert "the division by the size alone changes mIoU by +" in said
     assert "; both change mIoU by +" in said and "on NYUv2 with SegNet" in said

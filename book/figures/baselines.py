@@ -92,7 +92,7 @@ def answer_best(judged: Mapping[str, Judged], method: str = "PAT") -> str:
             parts.append(f"the {name} of {method} is {where}")
     if not parts:
         return "No other loss has two seeds yet"
-    return f"Beside the other loss with the highest mean, {'. There, '.join(parts)}"
+    return f"Beside the other loss with the highest mean, {'; and '.join(parts)}"
 
 
 def best(judged: Mapping[str, Judged]) -> list[list[str]]:

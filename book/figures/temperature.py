@@ -38,11 +38,11 @@ def parts_words(judged: Judged, where: str) -> str:
             said.append(f"{words} {'change' if words == 'both' else 'changes'} {listing(changes)}")
     if not said:
         return "The runs that tell are still to come."
-    return f"Beside cross-entropy on {where}, in points: {'; '.join(said)}.{_floor(judged)}"
+    return f"Beside cross-entropy on {where}, in points: {'; '.join(said)}{_floor(judged)}."
 
 
 def _floor(judged: Judged, least: float = 0.01) -> str:
-    """The parts with which, as with cross-entropy, no rare class is found: a sentence, or none."""
+    """The parts with which, as with cross-entropy, no rare class is found: a phrase, or none."""
     tails = judged.scores("tail")
     if tails is None or "CE" not in tails.methods:
         return ""
@@ -51,8 +51,8 @@ def _floor(judged: Judged, least: float = 0.01) -> str:
     if not none:
         return ""
     return (
-        f" With cross-entropy and with {listing(none)} the tail is below {100 * least:.0f} %: these"
-        " runs cannot show what that would do to rare classes."
+        f"; with cross-entropy and with {listing(none)} the tail is below {100 * least:.0f} %, so "
+        "that these runs cannot show what that would do to rare classes"
     )
 
 
