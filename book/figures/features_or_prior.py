@@ -184,8 +184,12 @@ def answer(title: str, runs: Sequence[Run], resamples: int = 2000, margin: float
 def answers(
     panels: Mapping[str, Sequence[Run]], resamples: int = 2000, margin: float = 0.01
 ) -> tuple[str, str, str]:
-    """:func:`answer` for several benchmarks: what no shift reaches, which other losses do the same,
-    and by how much PAT differs from CE. The last two are empty for one benchmark."""
+    """:func:`answer` for several benchmarks.
+
+    Returns:
+        Where no shift of CE reaches PAT, which other losses do the same or more, and by how much
+        PAT differs from CE: sentences. The last two are empty for one benchmark.
+    """
     shared = {title: of_shared_seeds(runs) for title, runs in panels.items()}
     tables = {title: summary(runs) for title, runs in shared.items() if runs}
     if len(panels) < 2 or not tables:
