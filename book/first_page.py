@@ -35,12 +35,15 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
         first_page.SHORT, records, unjudged=first_page.UNJUDGED, short=True
     )
     counts = first_page.verdict_counts(study, short, claims)
+    at_rates = what_holds.read_at_chosen_rates(study, records)
+    rates = what_holds.rate_words(study, at_rates, counts=False)
+    limits = f"{first_page.scale_words(records)} {rates}"
     texts = {
         "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),
         "sure": first_page.how_sure(compared),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
-        "claims": f"{first_page.markdown(CLAIMS, counts)}\n\n{first_page.scale_words(records)}",
+        "claims": f"{first_page.markdown(CLAIMS, counts)}\n\n{limits}",
     }
     return texts, compared
 

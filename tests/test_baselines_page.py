@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from chapters import Chapter
 from fake_runs import fake_record, grid_file
@@ -278,19 +277,3 @@ def test_a_tail_that_rises_in_longer_runs_is_told(study):
     assert said.endswith("rare classes are learned earlier.")
     assert "earlier" not in chapter.tail_rises(runs(0.0))
     assert chapter.tail_rises(study({"CE": 0.0}, seeds=[0], epochs=100)) == ""
-
-
-def test_words_on_the_rates_follow_the_trials():
-    index = pd.MultiIndex.from_product([["camvid"], ["CE", "PAT", "LDAM"]])
-    scores = [[0.30, 0.40, 0.35], [0.28, 0.36, 0.44], [0.1, np.nan, 0.2]]
-    trials = pd.DataFrame(scores, index=index, columns=[0.0003, 0.001, 0.003])
-    trials["chosen"] = [0.001, 0.003, np.nan]
-    said = chapter.rate_words(trials)
-    assert said.endswith("own best rate: PAT −4.0 and +4.0 on CamVid.")
-    assert chapter.rate_rows(trials) == [
-        ["CamVid, CE", "30.0", "<b>40.0</b>", "35.0"],
-        ["CamVid, PAT", "28.0", "36.0", "<b>44.0</b>"],
-        ["CamVid, LDAM", "10.0", "", "20.0"],
-    ]
-    trials.iloc[:, :3] = np.nan
-    assert chapter.rate_rows(trials) == [] and "still to come" in chapter.rate_words(trials)

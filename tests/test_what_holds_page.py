@@ -137,6 +137,10 @@ def test_temperature_matters_if_the_range_is_more_than_chance(study, tmp_path):
         return words(evidence)["temperature_matters"]
 
     assert spread(0.05) == chapter.HOLDS and spread(0.0) == chapter.FAILS
+    std = evidence.judged["here"].scores("miou").residual_std
+    by_all = 100 * 2 / np.sqrt(np.pi) * std / np.sqrt(3)  # the range of two draws, of three seeds
+    said = chapter.judge("temperature_matters", evidence).found
+    assert f", or {by_all:.2f} with the scatter of all losses" in said
     complete = evidence.temperatures
     evidence.temperatures = [
         dataclasses.replace(run, record=None if run.method == "T = 5.0" else run.record)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from figures import network_name
 from figures.judging import MARGINS, NAMES, Judged, text, verdict
-from patlib.data import DATASETS
 from patlib.metrics import class_groups
 from patlib.study.runs import Run, by_method
 from patlib.study.wording import listing, signed
@@ -233,54 +232,6 @@ def lengths(runs: Iterable[Run]) -> list[list[str]]:
                 ]
             rows.append(row)
     return rows
-
-
-def rate_rows(trials: pd.DataFrame) -> list[list[str]]:
-    """Validation mIoU at each learning rate, in percent, the highest in bold: rows of a table.
-
-    Args:
-        trials: of ``study/rates.py``; data sets and methods without a trial are left out.
-    """
-    rows = []
-    for (dataset, method), scores in trials.drop(columns="chosen").iterrows():
-        if scores.notna().any():
-            best = scores.max()
-            texts = ["" if np.isnan(s) else f"{100 * s:.1f}" for s in scores]
-            whole = scores.notna().all()
-            texts = [
-                f"<b>{t}</b>" if whole and s == best else t
-                for t, s in zip(texts, scores, strict=True)
-            ]
-            rows.append([f"{DATASETS[dataset].label}, {method}", *texts])
-    return rows
-
-
-def rate_words(trials: pd.DataFrame, rate: float = 0.001) -> str:
-    """Whether each loss at its own rate changes what it is beside CE: a sentence.
-
-    Args:
-        trials: of ``study/rates.py``.
-        rate: that of the study.
-    """
-    parts = []
-    for dataset in trials.index.unique(0):
-        table = trials.loc[dataset]
-        whole = table.drop(columns="chosen").dropna()
-        if "CE" not in whole.index or len(whole) < 2:
-            continue
-        own = whole.max(axis=1)
-        said = [
-            f"{method} {signed(whole[rate][method] - whole[rate]['CE'])} and "
-            f"{signed(own[method] - own['CE'])}"
-            for method in whole.index.drop("CE")
-        ]
-        parts.append(f"{listing(said)} on {DATASETS[dataset].label}")
-    if not parts:
-        return "The trials that tell are still to come."
-    return (
-        f"Validation mIoU minus that of cross-entropy, in points, all at {rate:g} and each at its "
-        f"own best rate: {'; '.join(parts)}."
-    )
 
 
 def tail_rises(runs: Iterable[Run], study: int = 100) -> str:

@@ -15,15 +15,17 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import GRIDS, ROOT, harmless, load_paper, network_name, read_panels
+from figures import GRIDS, ROOT, harmless, load_paper, load_script, network_name, read_panels
 from figures.judging import Judged
+from figures.rates import at_chosen_rates
 from figures.temperature import score_range
 from patlib.data import DATASETS
 from patlib.losses import build_loss
 from patlib.plots.panels import subplots
 from patlib.study.paper import check_statement
-from patlib.study.runs import Run, by_benchmark, load_runs, scores
+from patlib.study.runs import Benchmark, Run, by_benchmark, by_method, load_runs, scores
 from patlib.study.simultaneous import Contrast
+from patlib.study.statistics import expected_range
 from patlib.study.wording import listing, signed, signed_end
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
@@ -164,6 +166,65 @@ def answer(claims: Sequence[Mapping[str, str]], evidence: Evidence) -> str:
     )
 
 
+def read_at_chosen_rates(
+    study: Evidence, folder: Path, seeds: Sequence[int] | None = None, resamples: int = 2000
+) -> Evidence | None:
+    """The evidence with each loss at the learning rate that its trials chose, where it was run so.
+
+    Args:
+        study: the evidence at one rate.
+        folder, seeds, resamples: as for :func:`read_evidence`.
+
+    Returns:
+        None if there are no such runs yet.
+    """
+    again = load_runs(GRIDS / "small" / "rate003.yaml", folder, seeds)
+    trials = load_script("study/rates.py").trials(records=folder)
+    moved = at_chosen_rates(study.panels, again, trials)
+    if not moved:
+        return None
+    panels = {**study.panels, **moved}
+    judged = {title: Judged(runs, resamples=resamples) for title, runs in moved.items()}
+    return Evidence(panels, {**study.judged, **judged}, study.losses, study.paper)
+
+
+#: the claims that compare the scores of PAT with those of cross-entropy
+BESIDE_CE = ("best_miou", "best_pixel_accuracy", "size_of_gain", "rare_classes", "not_forgotten")
+
+
+def rate_words(study: Evidence, chosen: Evidence | None, counts: bool = True) -> str:
+    """Whether a verdict is another one with each loss at the rate that its trials chose: sentences.
+
+    Args:
+        study: the evidence at one rate.
+        chosen: of :func:`read_at_chosen_rates`.
+        counts: say which counts of benchmarks differ, not only that some do.
+    """
+    if chosen is None:
+        return "The runs at the rates that trials chose for some losses are still to come."
+    words, tallies = [], []
+    for claim in BESIDE_CE:
+        before, after = (judge(claim, evidence) for evidence in (study, chosen))
+        name = claim.replace("_", " ").replace("miou", "mIoU")
+        if before.word != after.word:
+            words.append(f"{name}, {_counted(before)} → {_counted(after)}")
+        elif before.tally != after.tally:
+            tallies.append(f"{name}, {before.tally} → {after.tally}")
+    verdicts = (
+        f"other verdicts on PAT beside cross-entropy are: {'; '.join(words)}"
+        if words
+        else "no claim about PAT beside cross-entropy has another verdict"
+    )
+    other = (
+        f" (other counts of benchmarks: {'; '.join(tallies)})"
+        if counts
+        else ("; on single benchmarks some differ")
+    )
+    return (
+        f"With each loss at the rate that its trials chose, {verdicts}{other if tallies else ''}."
+    )
+
+
 def load_claims(path: Path) -> list[dict[str, str]]:
     """The claims, each with id, where, says, counts, change and see, some with a note."""
     return yaml.safe_load(path.read_text())["claims"]
@@ -250,9 +311,22 @@ def temperature_matters(evidence: Evidence) -> Verdict:
     for benchmark, runs in by_benchmark(evidence.temperatures).items():
         shared, span, _, chance = score_range(runs)
         if shared >= 3:
-            found[str(benchmark)] = f"range {100 * span:.1f}, by chance {100 * chance:.1f}"
+            found[str(benchmark)] = (
+                f"range {100 * span:.2f}, by chance {100 * chance:.2f}"
+                f"{_by_all_losses(evidence, benchmark, len(by_method(runs)), shared)}"
+            )
             results[str(benchmark)] = span > CHANCE * chance
     return _together(results, found)
+
+
+def _by_all_losses(evidence: Evidence, benchmark: Benchmark, settings: int, seeds: int) -> str:
+    """The range by chance if runs scatter as those of all losses on the same benchmark do."""
+    for title, judged in evidence.judged.items():
+        if [*by_benchmark(evidence.panels[title])] == [benchmark]:
+            std = judged.scores("miou").residual_std
+            chance = expected_range(settings) * std / math.sqrt(seeds)
+            return f", or {100 * chance:.2f} with the scatter of all losses"
+    return ""
 
 
 def architectures(evidence: Evidence) -> Verdict:

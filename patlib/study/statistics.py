@@ -209,12 +209,12 @@ def chance_range(scores: np.ndarray) -> tuple[float, float]:
     settings, seeds = scores.shape
     residuals = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
     std = math.sqrt((residuals**2).sum() / ((settings - 1) * (seeds - 1)))
-    return std, _expected_range(settings) * std / math.sqrt(seeds)
+    return std, expected_range(settings) * std / math.sqrt(seeds)
 
 
 @lru_cache
-def _expected_range(number: int) -> float:
-    """E[max - min] = ∫ 1 - Φ(x)^K - (1 - Φ(x))^K dx, of K standard normal draws."""
+def expected_range(number: int) -> float:
+    """E[max - min] = ∫ 1 - Φ(x)^K - (1 - Φ(x))^K dx, of K standard normal draws (Tippett 1925)."""
 
     def density(x):
         return 1 - stats.norm.cdf(x) ** number - stats.norm.sf(x) ** number
