@@ -68,7 +68,7 @@ def test_each_loss_is_judged_at_the_rate_that_its_trials_chose(runs_at):
     said = rates.chosen_words(judged, chosen)
     names = ("mIoU", "IoU of the tail", "IoU of the head", "pixel accuracy")
     assert said.endswith(
-        f"verdict has: {'; '.join(f'{name} on drawn, lower → higher' for name in names)}."
+        f"that change: {'; '.join(f'{name} on drawn, lower → higher' for name in names)}."
     )
     rows = rates.rate_contrasts(judged, chosen, ["CE", "PAT"])
     assert [row[0] for row in rows] == [f"drawn, PAT, {name}" for name in names]

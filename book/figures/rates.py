@@ -211,7 +211,7 @@ def chosen_words(
         parts.append(f"{' and '.join(said)} on {title}")
     if not parts:
         return "The runs on the test part at the rates that were chosen are still to come."
-    verdicts = f"Another verdict has: {'; '.join(changed)}." if changed else "No verdict changes."
+    verdicts = f"Verdicts that change: {'; '.join(changed)}." if changed else "No verdict changes."
     return (
         f"On the test part, each at the rate that its trials chose, {method} minus cross-entropy "
         f"is {'; '.join(parts)}. {verdicts}"
