@@ -24,10 +24,7 @@ def trial_rows(trials: pd.DataFrame) -> list[list[str]]:
             best = scores.max()
             texts = ["" if np.isnan(s) else f"{100 * s:.1f}" for s in scores]
             whole = scores.notna().all()
-            texts = [
-                f"<b>{t}</b>" if whole and s == best else t
-                for t, s in zip(texts, scores, strict=True)
-            ]
+            texts = [_bold(t, whole and s == best) for t, s in zip(texts, scores, strict=True)]
             rows.append([f"{DATASETS[dataset].label}, {method}", *texts])
     return rows
 

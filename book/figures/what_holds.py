@@ -218,11 +218,10 @@ def rate_words(study: Evidence, chosen: Evidence | None, counts: bool = True) ->
     other = (
         f" (other counts of benchmarks: {'; '.join(tallies)})"
         if counts
-        else ("; on single benchmarks some differ")
+        else "; on single benchmarks some differ"
     )
-    return (
-        f"With each loss at the rate that its trials chose, {verdicts}{other if tallies else ''}."
-    )
+    found = f"{verdicts}{other if tallies else ''}"
+    return f"With the losses that had trials at the rates they chose, {found}."
 
 
 def load_claims(path: Path) -> list[dict[str, str]]:
