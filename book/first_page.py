@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import PIL.Image
-from figures import ROOT, first_page, records_folder, what_holds
+from figures import ROOT, first_page, rates, records_folder, what_holds
 from PIL.PngImagePlugin import PngInfo
 
 from patlib.files import write_text, write_whole
@@ -36,11 +36,14 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
     )
     counts = first_page.verdict_counts(study, short, claims)
     at_rates = what_holds.read_at_chosen_rates(study, records)
-    rates = what_holds.rate_words(study, at_rates, counts=False)
-    limits = f"{first_page.scale_words(records)} {rates}"
+    rate_changes = rates.verdict_changes(study.judged, at_rates.judged) if at_rates else None
+    limits = (
+        f"{first_page.holding_words(study, claims)} {first_page.scale_words(records)} "
+        f"{what_holds.rate_words(study, at_rates, counts=False)}"
+    )
     texts = {
         "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),
-        "sure": first_page.how_sure(compared),
+        "sure": first_page.how_sure(compared, rate_changes),
         "figure": f"![{ALT}]({{figure}})\n\n*{first_page.caption(compared)}*",
         "choice": first_page.markdown(CHOICE, first_page.choices(compared)),
         "claims": f"{first_page.markdown(CLAIMS, counts)}\n\n{limits}",

@@ -192,16 +192,21 @@ def test_calibration_is_read_from_its_file(tmp_path):
     path = tmp_path / "calibration.json"
     found = {"all_intervals_hold": 0.955, "wrong_sign": 0.0025, "best_is_kept": 1.0}
     found["studies"] = 250
-    path.write_text(json.dumps({"X": {"tail": {"one": found}}}))
-    assert chapter.calibration(path) == [["X, IoU of the tail", "one", "95.5", "0.2", "100.0"]]
-    said = "They promise 95 %; where the scatter between seeds is one, they hold as often as that"
+    path.write_text(json.dumps({"X": {"tail": {"one for all": found}}}))
+    row = ("X, IoU of the tail", "the same for all losses")
+    assert chapter.calibration(path) == [[*row, "95.5", "0.2", "100.0"]]
+    said = (
+        "Their nominal coverage is 95 %; where the scatter between seeds is the same for all "
+        "losses, they reach it"
+    )
     assert chapter.calibration_words(path) == f"{said}."
     assert chapter.drawn_studies(path) == "250"
     low = {**found, "all_intervals_hold": 0.87}
-    path.write_text(json.dumps({"X": {"miou": {"one": found}, "tail": {"one": found, "own": low}}}))
+    tail = {"one for all": found, "each its own": low}
+    path.write_text(json.dumps({"X": {"miou": {"one for all": found}, "tail": tail}}))
     assert chapter.calibration_words(path) == (
-        f"{said}; where the scatter between seeds is own, they hold as often as that but for the "
-        "IoU of the tail on X (87 %)."
+        f"{said}; where the scatter between seeds is different for each loss, they reach it except "
+        "for the IoU of the tail on X (87 %)."
     )
     path.write_text("{}")
     assert chapter.calibration_words(path) == "None was drawn yet."

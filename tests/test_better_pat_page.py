@@ -113,7 +113,9 @@ def test_the_answer_follows_the_verdicts(study):
     assert chapter.answer({"X": wins}) == "Yes, of what was judged on X: PAT on X."
     fails = chapter.judge(load_runs(*study({**shares, "PAT": (0.3, 0.5, 0.9)})), resamples=100)
     said = chapter.answer({"X": fails, "Y": []})
-    assert said.startswith("None wins, of what was judged. On X, the tail differs from that of ")
+    assert said.startswith(
+        "No candidate that was judged wins. On X, the tail differs from that of "
+    )
     assert "the best baseline, BMS, by −" in said and "where none is shown to be higher" in said
     (pat,) = fails
     assert pat.miou.verdict() == "higher" and f"for PAT (+{100 * pat.miou.mean:.1f})." in said

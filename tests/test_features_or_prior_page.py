@@ -110,7 +110,10 @@ def test_several_benchmarks_are_answered_in_a_few_sentences(study):
     )
     single = load_runs(*study(0.6, seeds=(0,)))
     reach, _, differences = answers({"A": higher, "D": single}, resamples=100)
-    assert "on D (tail one seed)" in differences and "in the mean more than a prior on D (" in reach
+    assert (
+        "on D (tail one seed)" in differences
+        and "more than a prior in the means only on D (" in reach
+    )
     assert answers({"A": higher}, resamples=100)[0] == answer("A", higher, resamples=100)
     # Outside every shift in the mean, with a tail that two seeds do not show to be higher.
     scattered = load_runs(*study(0.35, seeds=(0, 1)))
@@ -189,16 +192,34 @@ def test_losses_above_pat_are_named(study):
     assert said.endswith("on A.")
     both = {"A": [*lower, *others], "B": [*runs, *others]}
     assert answers(both, resamples=100)[1].endswith("on all 2 is, in the mean, Other.")
+    fewer = [of for of in others if of.seed < 2]  # of a lower mean than PAT, were it asked
+    _, said, _ = answers({"A": [*lower, *others], "B": [*runs, *fewer]}, resamples=100)
+    assert (
+        " On B losses with fewer seeds in common with PAT and cross-entropy are left out of this."
+    ) in said
+
+
+def test_the_excess_is_over_the_seeds_that_cross_entropy_has(study):
+    runs = load_runs(*study(0.6))
+    first = [run for run in runs if run.method == "PAT" or run.seed == 0]
+    table = summary(first)  # PAT with three seeds, cross-entropy with the first
+    assert table.loc["PAT", ["seeds", "shared"]].tolist() == [3, 1]
+    one = summary([run for run in runs if run.seed == 0])
+    assert table.loc["PAT", "excess"] == pytest.approx(one.loc["PAT", "excess"], abs=1e-12)
+    assert table.loc["PAT", "excess"] != pytest.approx(summary(runs).loc["PAT", "excess"], abs=1e-6)
+    # One seed of both is not enough to be outside on a benchmark.
+    assert chapter.outside_words({"A": runs, "B": first}).count("none yet") == 1
 
 
 def test_a_loss_outside_everywhere_is_not_as_expected(study):
     higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
-    assert chapter.outside_words({"A": higher, "B": lower}).endswith("each (PAT): as expected.")
+    said = chapter.outside_words({"A": higher, "B": lower})
+    assert said.endswith("each (PAT), this is as expected.")
     said = chapter.outside_words({"A": higher, "B": higher})
     assert said.endswith("not as expected (PAT).")
     assert "needs several data sets" in chapter.outside_words({"A": higher})
     single = load_runs(*study(0.6, seeds=(0,)))
-    assert "(none yet): as expected" in chapter.outside_words({"A": higher, "B": single})
+    assert "(none yet), this is as expected" in chapter.outside_words({"A": higher, "B": single})
 
 
 def test_a_shift_at_the_end_of_the_grid_is_named(study, monkeypatch):

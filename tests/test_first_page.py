@@ -101,6 +101,17 @@ def test_claims_are_counted_as_in_their_chapter(now):
         assert total == len(chapter.what_holds.load_claims(ROOT / "study/claims.yaml"))
 
 
+def test_the_claims_that_hold_are_named(monkeypatch):
+    claims = [{"id": name, "says": f"“{name}”\n"} for name in "abc"]
+    words = {name: chapter.what_holds.Verdict(chapter.what_holds.FAILS, "") for name in "abc"}
+    monkeypatch.setattr(chapter.what_holds, "judge", lambda claim, _: words[claim])
+    assert chapter.holding_words(None, claims) == "No claim holds."
+    words["a"] = chapter.what_holds.Verdict(chapter.what_holds.HOLDS, "")
+    words["c"] = chapter.what_holds.Verdict(chapter.what_holds.HOLDS, "", "at 2 of 8")
+    said = "What holds by the study: “a”; “c” (at 2 of 8)."
+    assert chapter.holding_words(None, claims) == said
+
+
 def test_flipped_records_change_the_words(study):
     better, worse = study({"CE": 0.0, "PAT": 0.1}), study({"CE": 0.1, "PAT": 0.0})
     answer, price, _ = chapter.sentences(better)
@@ -118,7 +129,7 @@ def test_flipped_records_change_the_words(study):
     assert chapter.sentences(mixed)[0].startswith("On some data: ")
     same = chapter.sentences(study({"CE": 0.0, "PAT": 0.0}, seeds=range(6)))
     assert same[0].startswith("No: ") and same[1].startswith("No price is shown")
-    assert "and mIoU, is PAT with net synthetic on" in chapter.sentences(better)[2]
+    assert "shown to be higher for PAT with net synthetic on" in chapter.sentences(better)[2]
     assert chapter.sentences(worse)[2].startswith("No loss is shown to raise both")
     said = chapter.sentences(mixed)[2]
     assert "; that is not shown with net camvid on CamVid (tail −" in said
@@ -213,7 +224,7 @@ def test_marks_of_the_figure_are_hollow_with_one_seed_and_have_lines_with_severa
     (legend,) = chapter.plot_answer(some).legends
     names = [entry.get_text() for entry in legend.get_texts()]
     drawn = [DATASETS["synthetic"].label, "net synthetic"]  # nothing of CamVid
-    assert names == [*drawn, "not told apart from CE"]
+    assert names == [*drawn, "interval contains 0"]
     same = study({"CE": 0.0, "PAT": 0.0})
     faces, lines = marks(same)
     assert [*faces] == ["white"] and lines == 1
@@ -248,13 +259,21 @@ def test_where_the_pooled_scatter_decides_is_said(study, monkeypatch):
     assert compared.decided("tail") == "higher" and alone.low < 0
     said = chapter.how_sure([compared])
     ends = f"({100 * alone.low:.1f} to +{100 * alone.high:.1f})".replace("-", "−")
-    assert "alone, the tail with net synthetic on" in said
+    assert "alone, it changes these verdicts: the tail with net synthetic on" in said
     assert f"is not distinguishable {ends}" in said
 
 
+def test_whether_the_learning_rate_changes_a_verdict_is_said(study):
+    compared = study({"CE": 0.0, "PAT": 0.3})
+    assert "learning rate" not in chapter.how_sure(compared)
+    assert chapter.how_sure(compared, []).endswith("these verdicts on PAT are different: none.")
+    said = chapter.how_sure(compared, ["mIoU on X, lower → higher"])
+    assert said.endswith("are different: mIoU on X, lower → higher.")
+
+
 def test_more_losses_than_can_be_named_are_counted():
-    assert chapter._also(["a", "b, c"]) == " (not told apart: a; b, c)"
-    assert chapter._also(list("abcde")) == " (not told apart: five others)"
+    assert chapter._also(["a", "b, c"]) == " (may also be the best: a; b, c)"
+    assert chapter._also(list("abcde")) == " (may also be the best: five others)"
     assert chapter._also([]) == ""
 
 

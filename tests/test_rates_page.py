@@ -62,18 +62,22 @@ def test_each_loss_is_judged_at_the_rate_that_its_trials_chose(runs_at):
         *((method, seed, 0.001) for method in ("CE", "CB") for seed in (0, 1, 2)),
         *(("PAT", seed, 0.003) for seed in (0, 2)),
     }
+    same = rates.of_same_seeds(panels, moved)
+    assert {(r.method, r.seed, r.planned.settings["learning_rate"]) for r in same["drawn"]} == {
+        *((method, seed, 0.001) for method in ("CE", "CB") for seed in (0, 1, 2)),
+        *(("PAT", seed, 0.001) for seed in (0, 2)),
+    }
     judged, chosen = (
-        {title: Judged(runs, resamples=100) for title, runs in of.items()} for of in (panels, moved)
+        {title: Judged(runs, resamples=100) for title, runs in of.items()} for of in (same, moved)
     )
     said = rates.chosen_words(judged, chosen)
     names = ("mIoU", "IoU of the tail", "IoU of the head", "pixel accuracy")
-    assert said.endswith(
-        f"that change: {'; '.join(f'{name} on drawn, lower → higher' for name in names)}."
-    )
+    changes = "; ".join(f"{name} on drawn, lower → higher" for name in names)
+    assert said.endswith(f"that change with the rate: {changes}.")
     rows = rates.rate_contrasts(judged, chosen, ["CE", "PAT"])
     assert [row[0] for row in rows] == [f"drawn, PAT, {name}" for name in names]
     assert all(row[1].startswith("lower: −") and row[2].startswith("higher: +") for row in rows)
-    assert rates.chosen_words(judged, judged).endswith("No verdict changes.")
+    assert rates.chosen_words(judged, judged).endswith("No verdict changes with the rate.")
 
     header, rows = rates.rate_scores(panels, others, trials)
     assert len(header) == 5 and [row[0] for row in rows] == ["embedded, CE", "embedded, PAT"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from chapters import ROOT, Chapter
 from fake_runs import fake_record, grid_file
-from figures import load_paper
+from figures import judging, load_paper
 from figures import what_holds as chapter
 from figures.judging import Judged
 
@@ -121,7 +121,7 @@ def test_stability_compares_variances(study):
     assert scatter(0.011, 0.01) == chapter.UNDECIDED
 
 
-def test_temperature_matters_if_the_range_is_more_than_chance(study, tmp_path):
+def test_temperature_matters_if_the_range_is_more_than_chance(study, tmp_path, monkeypatch):
     evidence = study({})
     methods = {f"T = {t}": {"loss": "pat", "loss_params": {"temperature": t}} for t in (5.0, 50.0)}
     grid = grid_file(tmp_path, methods, seeds=[0, 1, 2])
@@ -137,6 +137,9 @@ def test_temperature_matters_if_the_range_is_more_than_chance(study, tmp_path):
         return words(evidence)["temperature_matters"]
 
     assert spread(0.05) == chapter.HOLDS and spread(0.0) == chapter.FAILS
+    with monkeypatch.context() as patch:  # no interval lies within this margin
+        patch.setitem(judging.MARGINS, "miou", 0.0)
+        assert spread(0.05) == chapter.HOLDS and spread(0.0) == chapter.UNDECIDED
     std = evidence.judged["here"].scores("miou").residual_std
     by_all = 100 * 2 / np.sqrt(np.pi) * std / np.sqrt(3)  # the range of two draws, of three seeds
     said = chapter.judge("temperature_matters", evidence).found

@@ -13,6 +13,11 @@ from patlib.metrics import class_groups
 from patlib.study.runs import Run, by_method
 from patlib.study.wording import listing, signed
 
+#: how a simulated study draws the scatter between seeds -> its name
+SCATTERS = {
+    "one for all": "the same for all losses",
+    "each its own": "different for each loss",
+}
 FLAT = 0.005  # the rise of validation mIoU in the last tenth of a run that counts as none
 
 
@@ -91,7 +96,7 @@ def answer_best(judged: Mapping[str, Judged], method: str = "PAT") -> str:
             parts.append(f"the {name} of {method} is {where}")
     if not parts:
         return "No other loss has two seeds yet"
-    return f"Beside the other loss with the highest mean, {'; and '.join(parts)}"
+    return f"Compared with the other loss with the highest mean, {'; and '.join(parts)}"
 
 
 def best(judged: Mapping[str, Judged]) -> list[list[str]]:
@@ -112,7 +117,7 @@ CONTRASTS = [
     "data, network, loss",
     "mIoU minus that of CE",
     "tail minus that of CE",
-    "higher in mIoU, of the seeds of both",
+    "seeds with a higher mIoU, of those of both",
 ]
 
 
@@ -260,8 +265,8 @@ def tail_rises(runs: Iterable[Run], study: int = 100) -> str:
         else "."
     )
     return (
-        "The rule for the length looks at mIoU alone. The tail of cross-entropy goes, in one seed "
-        f"and after {study} epochs and more, {said}{end}"
+        f"The number of epochs was chosen by a rule on mIoU alone. Beyond {study} epochs, the tail "
+        f"of cross-entropy changes, with one seed, {said}{end}"
     )
 
 
@@ -325,7 +330,7 @@ def calibration(path) -> list[list[str]]:
             for scatter, found in by_scatter.items():
                 names = ("all_intervals_hold", "wrong_sign", "best_is_kept")
                 shares = [f"{100 * found[name]:.1f}" for name in names]
-                rows.append([f"{title}, {NAMES[metric]}", scatter, *shares])
+                rows.append([f"{title}, {NAMES[metric]}", SCATTERS[scatter], *shares])
     return rows
 
 
@@ -337,7 +342,7 @@ def drawn_studies(path) -> str:
 
 
 def calibration_words(path) -> str:
-    """How often all intervals hold together, by the scatter that is drawn: sentences."""
+    """How often all intervals contain the truth, by the scatter that is drawn: sentences."""
     low: dict[str, list[str]] = defaultdict(list)
     kinds: dict[str, None] = {}
     for title, by_metric in json.loads(path.read_text()).items():
@@ -348,8 +353,10 @@ def calibration_words(path) -> str:
                 if share < 0.95 - 2 * (0.95 * 0.05 / studies) ** 0.5:  # not by chance
                     low[scatter].append(f"{NAMES[metric]} on {title} ({100 * share:.0f} %)")
     parts = [
-        f"where the scatter between seeds is {kind}, they hold as often as that"
-        + (f" but for the {listing(low[kind])}" if low[kind] else "")
+        f"where the scatter between seeds is {SCATTERS[kind]}, they reach it"
+        + (f" except for the {listing(low[kind])}" if low[kind] else "")
         for kind in kinds
     ]
-    return f"They promise 95 %; {'; '.join(parts)}." if parts else "None was drawn yet."
+    return (
+        f"Their nominal coverage is 95 %; {'; '.join(parts)}." if parts else "None was drawn yet."
+    )

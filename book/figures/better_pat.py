@@ -95,7 +95,7 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
         parts = [f"{listing(names)} on {title}" for title, names in by_word[word].items() if names]
         if parts:
             return f"{lead}, of what was judged on {where}: {'; '.join(parts)}."
-    return f"None wins, of what was judged. {' '.join(_fails(*of) for of in judged.items())}"
+    return f"No candidate that was judged wins. {' '.join(_fails(*of) for of in judged.items())}"
 
 
 def _fails(title: str, judged: Sequence[Judgement]) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from figures.judging import NAMES
 from patlib.metrics import scores_of_counts
 from patlib.plots import method_styles
 from patlib.plots.panels import subplots
@@ -69,9 +70,9 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         A row for each method: ``seeds``, ``shift`` (``τ = 0.25``), ``miou``, ``pixel_accuracy``,
-        ``head`` and ``tail`` before and, as ``shifted_miou`` ..., after it, in [0, 1]; ``excess``
-        over the curve of CE with the same seeds (see :func:`patlib.study.shifts.excess`; NaN for
-        CE and without it).
+        ``head`` and ``tail`` before and, as ``shifted_miou`` ..., after it, in [0, 1]; ``shared``,
+        the number of seeds that CE has as well, and for these ``excess`` over the curve of CE (see
+        :func:`patlib.study.shifts.excess`; NaN for CE and without such a seed).
     """
     done = by_method(run for run in runs if run.record)
     rows = {}
@@ -82,11 +83,12 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
         row = {"seeds": len(members), "shift": shift_text(kind, strength)}
         row |= {name: curve[name][0.0] for name in names}
         row |= {f"shifted_{name}": curve[name][strength] for name in names}
-        shared = [run for run in done.get("CE", []) if run.seed in {of.seed for of in members}]
-        row["excess"] = np.nan
-        if shared and method != "CE":
-            of_ce = shift_curve(shared, "tau")
-            row["excess"] = excess(of_ce, row["shifted_miou"], row["shifted_tail"])
+        of_ce = [run for run in done.get("CE", []) if run.seed in {of.seed for of in members}]
+        row |= {"shared": len(of_ce), "excess": np.nan}
+        if of_ce and method != "CE":
+            same = [of for of in members if of.seed in {run.seed for run in of_ce}]
+            point = shift_curve(same, kind).set_index("strength").loc[strength]
+            row["excess"] = excess(shift_curve(of_ce, "tau"), point["miou"], point["tail"])
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -198,9 +200,13 @@ def answers(
     differences, outside, undecided, within = [], [], [], []
     for title, table in tables.items():
         pat, ce = table.loc["PAT"], table.loc["CE"]
-        tail = shifted_contrasts(shared[title], "tail", resamples).get("PAT")
-        points = [signed(pat[f"shifted_{m}"] - ce[f"shifted_{m}"]) for m in ("miou", "tail")]
-        word = tail.verdict() if tail else "one seed"
+        # judged with all runs, as in the table of all methods
+        found = [shifted_contrasts(panels[title], m, resamples).get("PAT") for m in NAMES]
+        points = [
+            signed(of.mean if of else pat[f"shifted_{m}"] - ce[f"shifted_{m}"])
+            for m, of in zip(NAMES, found, strict=True)
+        ]
+        word = found[1].verdict() if found[1] else "one seed"
         differences.append(f"{points[0]} and {points[1]} on {title} (tail {word})")
         if pat.excess <= margin:
             within.append(title)
@@ -211,12 +217,12 @@ def answers(
     if outside:
         parts.append(
             f"more than a prior on {listing(outside)}: no shift of cross-entropy reaches PAT's "
-            "mIoU and tail at once, one of them stays so far below"
+            "mIoU and tail at once, one of the two stays that far below"
         )
     if undecided:
         parts.append(
-            f"in the mean more than a prior on {listing(undecided)}, but no higher tail of PAT is "
-            "shown"
+            f"more than a prior in the means only on {listing(undecided)}: PAT's tail is not shown "
+            "to be higher"
         )
     if within:
         parts.append(
@@ -231,30 +237,38 @@ def answers(
     return (
         f"{reach[0].upper()}{reach[1:]}.",
         " ".join(filter(None, others)),
-        "Each moved to the prior that validation chooses, PAT differs from cross-entropy in mIoU "
-        f"and in the tail by {'; '.join(differences)} points.",
+        "With each at the shift that validation chooses, PAT minus cross-entropy in mIoU and in "
+        f"the tail is {'; '.join(differences)} points.",
     )
 
 
 def _above(tables: Mapping[str, pd.DataFrame]) -> str:
     """The other losses above PAT in mIoU and tail, each at its own shift: a sentence, or none."""
-    parts = []
+    parts, unasked = [], []
     for title, table in tables.items():
         pat, names = table.loc["PAT"], ("shifted_miou", "shifted_tail")
+        others = table.drop(["PAT", "CE"])
+        asked = others[others.seeds >= max(pat.seeds, 2)]
         above = [
             f"{method} ({', '.join(signed(row[n] - pat[n]) for n in names)})"
-            for method, row in table.drop("PAT").iterrows()
-            if method != "CE"
-            and row.seeds >= max(pat.seeds, 2)
-            and all(row[n] > pat[n] for n in names)
+            for method, row in asked.iterrows()
+            if all(row[n] > pat[n] for n in names)
         ]
         if above:
             parts.append(f"{listing(above)} on {title}")
+        if len(asked) < len(others):
+            unasked.append(title)
     if not parts:
         return ""
+    rest = (
+        f" On {listing(unasked)} losses with fewer seeds in common with PAT and cross-entropy are "
+        "left out of this."
+        if unasked
+        else ""
+    )
     return (
         "Other losses, moved in the same way, have a higher mean than PAT in both scores: "
-        f"{'; '.join(parts)}."
+        f"{'; '.join(parts)}.{rest}"
     )
 
 
@@ -263,7 +277,7 @@ def _outside(
 ) -> tuple[int, list[str], list[str]]:
     """How many benchmarks have CE; the methods with several seeds on each; those outside on all."""
     tables = {t: summary(runs) for t, runs in panels.items() if any(run.record for run in runs)}
-    tables = {t: table[table.seeds > 1] for t, table in tables.items() if "CE" in table.index}
+    tables = {t: table[table.shared > 1] for t, table in tables.items() if "CE" in table.index}
     if not tables:
         return 0, [], []
     first, *others = tables.values()
@@ -282,8 +296,8 @@ def outside_words(panels: Mapping[str, Sequence[Run]], margin: float = 0.01) -> 
         return "Whether one is outside everywhere needs several data sets with several seeds."
     verdict = f"not as expected ({listing(outside)})" if outside else "as expected"
     return (
-        f"That no loss has δ above one point on all {number} of them, of those with several "
-        f"seeds on each ({listing(asked) if asked else 'none yet'}): {verdict}."
+        f"no loss has δ above one point on all {number} benchmarks. Of the losses with several "
+        f"seeds on each ({listing(asked) if asked else 'none yet'}), this is {verdict}."
     )
 
 
@@ -415,8 +429,8 @@ def class_words(panels: Mapping[str, Sequence[Run]]) -> str:
         return "PAT and cross-entropy are still to run."
     return (
         "Rank correlation (Spearman) of the two, as trained → both shifted: "
-        f"{'; '.join(parts)}. It is +1 where PAT gains the more the more its prior favours a "
-        "class, 0 where the two have nothing to do with each other."
+        f"{'; '.join(parts)}. It is +1 if PAT's gain always grows with the weight of a class in "
+        "its prior, and 0 if the two are not correlated."
     )
 
 

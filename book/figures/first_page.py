@@ -31,8 +31,8 @@ RESAMPLES = 2000  # test parts that the bootstrap draws
 METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figure
 #: score -> its name: what the table of choices says of a loss
 CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
-NAMED = 4  # of more losses than that which are not told apart, the number
-KEEPING = "rare classes, nothing else shown lower"
+NAMED = 4  # of more losses than that which may also be the best, the number
+KEEPING = "rare classes, no score shown to be lower"
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
@@ -195,7 +195,7 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
             if c.decided("tail", method) == c.decided("miou", method) == "higher":
                 found[method].append((c, scores(c, method)))
     if not found:
-        return "No loss is shown to raise both, the tail and mIoU, above those of cross-entropy."
+        return "No loss is shown to raise both the tail and mIoU above those of cross-entropy."
     parts = []
     for method, of in found.items():
         shown = {id(c) for c, _ in of}
@@ -209,11 +209,17 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
         parts.append("; ".join([f"{method} {_grouped(of)}", *ends]))
     every = len({id(c) for of in found.values() for c, _ in of}) == len(judged)
     end = "" if every else "; no other loss that was run is shown to be higher in both"
-    return f"Higher in both, the tail and mIoU, is {'; '.join(parts)}{end}."
+    return f"Tail and mIoU are both shown to be higher for {'; '.join(parts)}{end}."
 
 
-def how_sure(compared: Sequence[Compared]) -> str:
-    """Seeds, image sizes, lengths, what is still to run, and what hangs on the model: a list."""
+def how_sure(compared: Sequence[Compared], rate_changes: Sequence[str] | None = None) -> str:
+    """Seeds, image sizes, lengths, what is still to run, and what depends on the model: a list.
+
+    Args:
+        compared: of :func:`compare`.
+        rate_changes: the verdicts on PAT that differ at other learning rates, see
+            :func:`figures.rates.verdict_changes`; None where there are no such runs.
+    """
     parts = []
     judged = [c for c in compared if c.decided("tail")]
     if seeds := [len(of) for c in judged for of in by_method(c.runs).values() if len(of) > 1]:
@@ -246,6 +252,13 @@ def how_sure(compared: Sequence[Compared]) -> str:
     parts += [PARTIAL[name] for name in data if name in PARTIAL]
     if said := _pooling(judged):
         parts.append(said)
+    if rate_changes is not None:
+        found = "; ".join(rate_changes) if rate_changes else "none"
+        parts.append(
+            "all losses train at one learning rate; at the rates that trials chose for some of "
+            "them, with the seeds that were run there, these verdicts on PAT are different: "
+            f"{found}"
+        )
     return "How sure is that?\n\n" + "\n".join(f"- {part[0].upper()}{part[1:]}." for part in parts)
 
 
@@ -263,8 +276,8 @@ def _pooling(judged: Sequence[Compared]) -> str:
     if not said:
         return ""
     return (
-        "the scatter between seeds is pooled over all losses; from the runs of cross-entropy and"
-        f" PAT alone, {'; '.join(said)}"
+        "the scatter between seeds is pooled over all losses; estimated from cross-entropy and "
+        f"PAT alone, it changes these verdicts: {'; '.join(said)}"
     )
 
 
@@ -308,12 +321,12 @@ def _best(judged: Sequence[Compared], metric: str) -> list[list[str]]:
 
 
 def _also(ties: Sequence[str]) -> str:
-    """The losses that are not told apart from the one that is taken."""
+    """The others that may be the best."""
     if not ties:
         return ""
     few = len(ties) <= NAMED
     names = "; ".join(ties) if few else f"{_number(len(ties))} others"  # a name may have a comma
-    return f" (not told apart: {names})"
+    return f" (may also be the best: {names})"
 
 
 def _keeping(judged: Sequence[Compared]) -> list[list[str]]:
@@ -365,6 +378,17 @@ def verdict_counts(study: what_holds.Evidence, short: what_holds.Evidence, claim
     return [[word, *(str(of.count(word)) for of in words)] for word in every]
 
 
+def holding_words(study: what_holds.Evidence, claims) -> str:
+    """The claims that hold by the study's runs, as printed, with their tallies: a sentence."""
+    verdicts = {claim["says"].strip(): what_holds.judge(claim["id"], study) for claim in claims}
+    held = [
+        f"{says} ({verdict.tally})" if verdict.tally else says
+        for says, verdict in verdicts.items()
+        if verdict.word == what_holds.HOLDS
+    ]
+    return f"What holds by the study: {'; '.join(held)}." if held else "No claim holds."
+
+
 def scale_words(records: Path) -> str:
     """What no verdict uses: sentences for below the counts.
 
@@ -375,7 +399,7 @@ def scale_words(records: Path) -> str:
     done = sum(run.record is not None for grid in grids for run in load_runs(grid, records))
     scale = (
         "No verdict uses a run at the paper's image sizes, on its splits, or on Cityscapes: "
-        "*does not hold* is said of runs at small scale."
+        "*does not hold* refers only to runs at small scale."
     )
     return (
         f"{'' if done else scale + ' '}All losses train at the same learning rate; the paper says "
@@ -400,8 +424,8 @@ def caption(compared: Sequence[Compared]) -> str:
     text = (
         "Each loss minus cross-entropy (CE), in percentage points: mIoU, and the mean IoU of the "
         "commonest (head) and rarest (tail) third of the classes. Lines: 95 % intervals over seeds "
-        "and test images, which hold together for all losses of a data set, for each score by "
-        "itself. Filled, the interval does not hold 0; hollow, it does."
+        "and test images, simultaneous for all losses of a data set, for each score separately. "
+        "Filled: the interval excludes 0; hollow: it contains 0."
     )
     if any(_limits(compared, metric)[2] for metric in METRICS):
         text += " A line that reaches the edge of its panel is longer."
@@ -491,7 +515,7 @@ def plot_answer(compared: Sequence[Compared]) -> Figure | None:
     grey = dict(color="#7a7a7a", **mark)
     handles += [Line2D([], [], marker=m, label=n, **grey) for n, m in networks.items()]
     hollow = dict(marker="o", markerfacecolor="white", **grey)
-    handles.append(Line2D([], [], label="not told apart from CE", **hollow))
+    handles.append(Line2D([], [], label="interval contains 0", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
 

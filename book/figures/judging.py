@@ -187,7 +187,7 @@ def plot_contrasts(judged: Mapping[str, Judged]) -> Figure | None:
         Line2D(
             [],
             [],
-            label="not told apart from CE; without a line: not judged",
+            label="interval contains 0; without a line: not judged",
             markerfacecolor="white",
             **mark,
         ),

@@ -88,6 +88,22 @@ def at_chosen_rates(
     return found
 
 
+def of_same_seeds(
+    panels: Mapping[str, Sequence[Run]], moved: Mapping[str, Sequence[Run]]
+) -> dict[str, list[Run]]:
+    """The benchmarks of ``moved`` at one rate, with the seeds that each loss has there.
+
+    Args:
+        panels: title -> runs of a benchmark, all at one rate.
+        moved: of :func:`at_chosen_rates`.
+    """
+    found = {}
+    for title, runs in moved.items():
+        kept = {(run.method, run.seed) for run in runs if run.record}
+        found[title] = [run for run in panels[title] if (run.method, run.seed) in kept]
+    return found
+
+
 def _rate(run: Run) -> float:
     return run.planned.settings["learning_rate"]
 
@@ -172,7 +188,7 @@ def rate_contrasts(
     """Losses minus cross-entropy, all at one rate and each at its own: rows of a table.
 
     Args:
-        judged: title -> the benchmark at one rate.
+        judged: title -> the benchmark at one rate, see :func:`of_same_seeds`.
         chosen: the same at the chosen rates, see :func:`at_chosen_rates`.
         methods: that have trials.
     """
@@ -195,21 +211,40 @@ def chosen_words(
     Args:
         judged, chosen: see :func:`rate_contrasts`.
     """
-    parts, changed = [], []
+    parts = []
     for title, found in chosen.items():
-        said = []
-        for metric, name in SCORES.items():
-            word, before = (of.verdict(method, metric) for of in (found, judged[title]))
-            if metric in NAMES:
-                mean = found.against(metric)[method].mean
-                said.append(f"{signed(mean)} in {name} ({word})")
-            if word != before:
-                changed.append(f"{name} on {title}, {before} → {word}")
+        said = [
+            f"{signed(found.against(metric)[method].mean)} in {name} "
+            f"({found.verdict(method, metric)})"
+            for metric, name in NAMES.items()
+        ]
         parts.append(f"{' and '.join(said)} on {title}")
     if not parts:
         return "The runs on the test part at the rates that were chosen are still to come."
-    verdicts = f"Verdicts that change: {'; '.join(changed)}." if changed else "No verdict changes."
+    changed = verdict_changes(judged, chosen, method)
+    verdicts = (
+        f"Verdicts that change with the rate: {'; '.join(changed)}."
+        if changed
+        else "No verdict changes with the rate."
+    )
     return (
         f"On the test part, each at the rate that its trials chose, {method} minus cross-entropy "
         f"is {'; '.join(parts)}. {verdicts}"
     )
+
+
+def verdict_changes(
+    judged: Mapping[str, Judged], chosen: Mapping[str, Judged], method: str = "PAT"
+) -> list[str]:
+    """The verdicts on a loss beside cross-entropy that differ: phrases.
+
+    Args:
+        judged, chosen: see :func:`rate_contrasts`.
+    """
+    return [
+        f"{name} on {title}, {before} → {word}"
+        for title, found in chosen.items()
+        for metric, name in SCORES.items()
+        if (word := found.verdict(method, metric))
+        != (before := judged[title].verdict(method, metric))
+    ]

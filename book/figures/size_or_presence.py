@@ -123,7 +123,8 @@ def answer(table: pd.DataFrame) -> str:
     elif large < small:
         verdict = "Partly, in the mean"
     else:
-        verdict = "Not in the way that was expected"
+        verdict = "No, which refutes the expectation"
+
     between = [
         f", {signed(mean_gain(table, 'PAT', size))} with things of {size:g} pixels"
         for size in sorted(set(table["size"]) - {SMALL, LARGE})

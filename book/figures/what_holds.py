@@ -1,5 +1,6 @@
 """The claims of the paper and their verdicts, each by its rule in ``study/claims.yaml``."""
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -221,7 +222,10 @@ def rate_words(study: Evidence, chosen: Evidence | None, counts: bool = True) ->
         else "; on single benchmarks some differ"
     )
     found = f"{verdicts}{other if tallies else ''}"
-    return f"With the losses that had trials at the rates they chose, {found}."
+    return (
+        "With the losses that had trials at the rates they chose, and the seeds that were run at "
+        f"them, {found}."
+    )
 
 
 def load_claims(path: Path) -> list[dict[str, str]]:
@@ -242,7 +246,7 @@ def _together(results: Mapping[str, bool | None], found: Mapping[str, str]) -> V
     values = list(results.values())
     tally = f"{sum(map(bool, values))} of {len(values)}"
     if None in values:
-        tally += f", {values.count(None)} not told apart"
+        tally += f", {values.count(None)} undecided"
     if any(values):
         return Verdict(HOLDS if all(values) else IN_PART, text, tally)
     return Verdict(UNDECIDED if set(values) == {None} else FAILS, text, tally)
@@ -314,8 +318,19 @@ def temperature_matters(evidence: Evidence) -> Verdict:
                 f"range {100 * span:.2f}, by chance {100 * chance:.2f}"
                 f"{_by_all_losses(evidence, benchmark, len(by_method(runs)), shared)}"
             )
-            results[str(benchmark)] = span > CHANCE * chance
+            # A range that chance may give shows that T does nothing only if all T are equal.
+            results[str(benchmark)] = span > CHANCE * chance or (False if _equal(runs) else None)
     return _together(results, found)
+
+
+def _equal(runs: Sequence[Run]) -> bool:
+    """Whether the mIoU of all methods is equal to that of each other, by the margin."""
+    judged = Judged(runs)
+    words = {
+        judged.verdict(method, "miou", reference)
+        for method, reference in itertools.permutations(judged.methods, 2)
+    }
+    return words == {"equal"}
 
 
 def _by_all_losses(evidence: Evidence, benchmark: Benchmark, settings: int, seeds: int) -> str:
