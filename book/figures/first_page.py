@@ -95,7 +95,7 @@ def _grouped(compared: Iterable[tuple[Compared, str]]) -> str:
     parts = defaultdict(list)
     for c, said in compared:
         parts[c.network].append(f"{c.data} ({said})")
-    return "; ".join(f"with {network} on {listing(names)}" for network, names in parts.items())
+    return ", and ".join(f"with {network} on {listing(names)}" for network, names in parts.items())
 
 
 def _verdicts(compared: Sequence[Compared], metric: str) -> dict[str, list]:

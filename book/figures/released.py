@@ -425,7 +425,7 @@ def gain_words(rows: Sequence[tuple]) -> str:
         # The interval is wide enough for the printed gain to be this point's doing alone.
         whole = sum(abs(e.mean - gain / 100) <= e.half for _, _, e, *_ in on_pair if not e.seen)
         said.append(
-            f"for {whole} of them the interval holds 0 and the whole {gain:.1f}: they could "
+            f"for {whole} of them the interval contains 0 and the whole {gain:.1f}: they could "
             "explain nothing or all of it"
             if whole
             else f"no interval of theirs holds the whole {gain:.1f}"

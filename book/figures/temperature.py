@@ -52,7 +52,7 @@ def _floor(judged: Judged, least: float = 0.01) -> str:
         return ""
     return (
         f"; with cross-entropy and with {listing(none)} the tail is below {100 * least:.0f} %, so "
-        "that these runs cannot show what that would do to rare classes"
+        "that these runs cannot show what they would do to rare classes"
     )
 
 
