@@ -87,7 +87,7 @@ def test_each_loss_is_judged_at_the_rate_that_its_trials_chose(runs_at):
     }
     change = 100 * (pat[0.003] - pat[0.001])
     assert rates.effect_words(panels, others, trials).endswith(
-        f"in points, on embedded that of PAT by +{change:.1f}."
+        f"in points: on embedded, that of PAT by +{change:.1f}."
     )
     assert rates.effect_words(panels, [], trials) == ""
     assert rows[1][1:3] == [f"{100 * pat[0.001]:.1f}", f"<b>{100 * pat[0.003]:.1f}</b>"]

@@ -168,8 +168,8 @@ def effect_words(
             said[str(benchmark)].append(f"of {method} by {signed(change)}")
     if not said:
         return ""
-    parts = "; ".join(f"on {name} that {listing(of)}" for name, of in said.items())
-    return f"By itself the chosen rate changes the mIoU on the test part, in points, {parts}."
+    parts = "; ".join(f"on {name}, that {listing(of)}" for name, of in said.items())
+    return f"The chosen rate alone changes the mIoU on the test part, in points: {parts}."
 
 
 def _bold(said: str, bold: bool) -> str:
