@@ -220,8 +220,8 @@ def test_words_of_the_gain_and_its_shares_follow_the_records(study):
         [with_half(row, gain - row[2].mean + past) for row in pairs] for past in (1e-6, -1e-6)
     )
     assert chapter.gain_words([*wide[:2], *narrow[2:]]).endswith(
-        f"{none}for 2 of them the interval contains 0 and the whole 3.4: they could explain nothing "
-        "or all of it."
+        f"{none}for 2 of them the interval contains 0 and the whole 3.4: they could explain "
+        "nothing or all of it."
     )
     assert chapter.gain_words(narrow).endswith(f"{none}no interval of theirs holds the whole 3.4.")
     assert chapter.gain_words([]).startswith("No run")
