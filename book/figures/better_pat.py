@@ -104,9 +104,9 @@ def _fails(title: str, judged: Sequence[Judgement]) -> str:
     shown = [f"{j.method} ({signed(j.miou.mean)})" for j in judged if j.miou.verdict() == "higher"]
     above = [j.method for j in judged if j.tail.verdict() == "higher"]
     return (
-        f"On {title}, the tail differs from that of the best baseline, {judged[0].tail.reference}, "
-        f"by {tails} points, where {listing(above) if above else 'none'} is shown to be higher; an "
-        f"mIoU above that of cross-entropy is shown for {listing(shown) if shown else 'none'}."
+        f"On {title}, the tail minus that of the best baseline ({judged[0].tail.reference}) is "
+        f"{tails} points, shown to be higher for {listing(above) if above else 'none'}; mIoU is "
+        f"shown to be higher than that of cross-entropy for {listing(shown) if shown else 'none'}."
     )
 
 

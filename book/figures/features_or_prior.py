@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures.judging import NAMES
@@ -465,12 +466,12 @@ def plot_trade_off(panels: Mapping[str, Sequence[Run]], x: str = "miou") -> Figu
     for axis, (title, methods) in zip(axes, done.items(), strict=True):
         for method, members in methods.items():
             curve = 100 * shift_curve(members, "tau").set_index("strength")
-            style = dict(color=colors[method], label=method)
-            (named[method],) = axis.plot(curve[x], curve["tail"], linewidth=2, **style)
+            style = dict(color=colors[method], linewidth=2)
+            axis.plot(curve[x], curve["tail"], **style)
             start = curve.loc[0.0]
-            axis.scatter(
-                start[x], start["tail"], s=70, color=colors[method], marker=markers[method]
-            )
+            mark = dict(marker=markers[method], markersize=8, **style)
+            axis.plot(start[x], start["tail"], **mark)
+            named[method] = Line2D([], [], label=method, **mark)
             kind, strength = best_shift(members)
             chosen = 100 * shift_curve(members, kind).set_index("strength").loc[strength]
             ring = dict(facecolors="none", edgecolors=colors[method], linewidths=2)

@@ -163,7 +163,8 @@ def answer(claims: Sequence[Mapping[str, str]], evidence: Evidence) -> str:
     ]
     rest = len(words) - sum(number.values())
     return (
-        f"of {len(words)} claims {listing(parts)}; {rest} wait for runs or cannot be tested here."
+        f"of {len(words)} claims {listing(parts)}; {rest} "
+        f"{'is' if rest == 1 else 'are'} still to run or cannot be tested here."
     )
 
 
