@@ -23,14 +23,24 @@ def shifted_counts(run: Run, kind: str, strength: float, split: str = "test") ->
     Raises:
         ValueError: the run was not counted under this shift.
     """
+    return _under(_read(run, split), kind, strength)
+
+
+def _read(run: Run, split: str) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
+    """The shifts of a run, (kind, strength) each; its counts, and two of the three under each."""
     prefix = "" if check_choice("split", split, ("test", "validation")) == "test" else f"{split}_"
     names = (f"{prefix}counts", f"{prefix}shifted_tp", f"{prefix}shifted_predicted")
     try:
         kept = run.images(("shift_kinds", "shift_strengths", *names))
     except KeyError as error:
         raise ValueError(f"{run.planned.name} was made before 0.2.0 and has no shifts") from error
-    counts, tp, predicted = (kept[name] for name in names)
     shifts = list(zip(kept["shift_kinds"].tolist(), kept["shift_strengths"].tolist(), strict=True))
+    return shifts, *(kept[name] for name in names)
+
+
+def _under(read: tuple, kind: str, strength: float) -> np.ndarray:
+    """The counts under a shift, from what :func:`_read` gives: see :func:`shifted_counts`."""
+    shifts, counts, tp, predicted = read
     if not strength:  # unshifted, of either kind
         return counts.astype(np.int64)
     number = shifts.index(check_choice("shift", (kind, strength), shifts))
@@ -52,11 +62,11 @@ def shift_curve(runs: Sequence[Run], kind: str, split: str = "test") -> pd.DataF
     check_choice("kind", kind, KINDS)
     rows = []
     for run in runs:
-        kept = run.images(("shift_kinds", "shift_strengths"))
-        strengths = kept["shift_strengths"][kept["shift_kinds"] == kind].tolist()
+        read = _read(run, split)  # once for all shifts: reading takes longer than scoring
+        strengths = [strength for of, strength in read[0] if of == kind]
         groups = score_groups(run.record.result["class_counts"], run.class_images)
         for strength in sorted({0.0, *strengths}) if strengths else ():
-            found = scores_of_counts(shifted_counts(run, kind, strength, split), groups)
+            found = scores_of_counts(_under(read, kind, strength), groups)
             rows.append({"strength": strength, **{name: found[name] for name in SCORES}})
     if not rows:
         return pd.DataFrame(columns=["strength", *SCORES])
