@@ -36,10 +36,11 @@ def parts(records: Path) -> tuple[dict[str, str], list]:
     )
     counts = first_page.verdict_counts(study, short, claims)
     at_rates = what_holds.read_at_chosen_rates(study, records)
-    rate_changes = rates.verdict_changes(study.judged, at_rates.judged) if at_rates else None
+    judged_at = [evidence.judged for evidence in at_rates or ()]
+    rate_changes = rates.verdict_changes(*judged_at) if at_rates else None
     limits = (
         f"{first_page.holding_words(study, claims)} {first_page.scale_words(records)} "
-        f"{what_holds.rate_words(study, at_rates, counts=False)}"
+        f"{what_holds.rate_words(at_rates, counts=False)}"
     )
     texts = {
         "answer": "\n".join(f"- {said}" for said in first_page.sentences(compared)),

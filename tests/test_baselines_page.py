@@ -260,6 +260,21 @@ def test_history_of_the_lengths(tmp_path):
     assert chapter.pair_of_means(runs, "miou") == f"{ce:.1f} → {pat:.1f}"
 
 
+def test_the_gain_in_the_tail_is_told_by_length():
+    rows = [
+        ["A with X, 30", 5, "", "−2.8", "", "+6.5"],
+        ["A with X, 60", 1, "", "", "", "+9.9"],  # one seed
+        ["A with X, 100", 3, "", "−0.3", "", "+5.0"],
+        ["A with X, 200", 2, "", "", "", ""],  # PAT was not run
+        ["B with X, 20", 3, "", "+0.4", "", "+5.4"],
+    ]
+    said = chapter.length_words(rows)
+    assert said.endswith(
+        "that of CE is +6.5 after 30 epochs and +5.0 after 100 epochs on A with X."
+    )
+    assert chapter.length_words(rows[:2]) == chapter.length_words([]) == ""
+
+
 def test_a_tail_that_rises_in_longer_runs_is_told(study):
     def runs(bonus):
         return [

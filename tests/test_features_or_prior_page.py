@@ -146,7 +146,7 @@ def test_runs_without_counts_under_shifts_are_left_out_and_named(study):
     runs = load_runs(grid, folder)
     shown, said = chapter.with_shifts({"X": runs, "Y": []})
     assert list(shown) == ["X"] and {run.seed for run in shown["X"]} == {1, 2}
-    assert said.endswith("left out here: CE and PAT of seed 0 on X.")
+    assert "left out here: CE and PAT of seed 0 on X. The scores" in said
     assert summary(shown["X"]).seeds.tolist() == [2, 2]
 
 
@@ -195,7 +195,8 @@ def test_losses_above_pat_are_named(study):
     fewer = [of for of in others if of.seed < 2]  # of a lower mean than PAT, were it asked
     _, said, _ = answers({"A": [*lower, *others], "B": [*runs, *fewer]}, resamples=100)
     assert (
-        " On B losses with fewer seeds in common with PAT and cross-entropy are left out of this."
+        " On B losses with fewer seeds in common with PAT and cross-entropy are left out of this; "
+        "the table of all shifts has them."
     ) in said
 
 
@@ -214,12 +215,29 @@ def test_the_excess_is_over_the_seeds_that_cross_entropy_has(study):
 def test_a_loss_outside_everywhere_is_not_as_expected(study):
     higher, lower = load_runs(*study(0.6)), load_runs(*study(0.2))
     said = chapter.outside_words({"A": higher, "B": lower})
-    assert said.endswith("each (PAT), this is as expected.")
+    assert said.endswith("with cross-entropy on each (PAT), this is as expected.")
     said = chapter.outside_words({"A": higher, "B": higher})
     assert said.endswith("not as expected (PAT).")
     assert "needs several data sets" in chapter.outside_words({"A": higher})
     single = load_runs(*study(0.6, seeds=(0,)))
     assert "(none yet), this is as expected" in chapter.outside_words({"A": higher, "B": single})
+
+
+def test_losses_above_cross_entropy_at_their_own_shifts_are_named(study):
+    def contrasts(runs):
+        return {m: chapter.shifted_contrasts(runs, m, 100) for m in ("miou", "tail")}
+
+    higher, lower = (contrasts(load_runs(*study(tail))) for tail in (0.6, 0.2))
+    points = [f"{100 * higher[m]['PAT'].mean:+.1f}" for m in ("miou", "tail")]
+    said = chapter.higher_in_both({"A": higher, "B": lower})
+    assert said.endswith(
+        f"cross-entropy for PAT ({', '.join(points)}) on A; for no loss on the other 1."
+    )
+    assert chapter.higher_in_both({"B": lower}).endswith("cross-entropy for no loss.")
+    only_one = {"miou": higher["miou"], "tail": lower["tail"]}
+    assert chapter.higher_in_both({"A": only_one}).endswith("cross-entropy for no loss.")
+    one_seed = contrasts(load_runs(*study(0.6, seeds=(0,))))
+    assert "yet" in chapter.higher_in_both({"A": one_seed})
 
 
 def test_a_shift_at_the_end_of_the_grid_is_named(study, monkeypatch):
@@ -253,12 +271,14 @@ def test_the_own_shift_of_cross_entropy_is_told(study):
     assert "still to run" in chapter.own_shift_words({})
 
 
-def test_the_rank_correlation_of_classes_is_that_of_scipy(study):
+def test_the_rank_correlation_of_classes_is_that_of_scipy(study, monkeypatch):
     runs = load_runs(*study(0.6))
     table = class_changes(runs)
     exact = stats.spearmanr(table.weight, table.PAT - table.CE).statistic
     said = chapter.class_words({"X": runs, "Y": []})
     assert f"shifted: {exact:+.2f} → ".replace("-", "−") in said and "on X (8 classes)." in said
+    monkeypatch.setattr(chapter, "FEWEST", 9)  # classes
+    assert "still to run" in chapter.class_words({"X": runs})
     assert "still to run" in chapter.class_words({})
 
 
@@ -268,7 +288,7 @@ def test_chapter_on_these_records_and_on_none(study, tmp_path):
     rows = page.tables["features-or-prior-shifts"]
     assert list(rows) == ["CE", "PAT"] and "→" in rows["PAT"]["tail (%)"]
     (pat,) = page.tables["features-or-prior-excess"].values()
-    assert pat["δ (points)"].startswith("+")
+    assert pat["δ (points; seeds)"].startswith("+")
     assert pat["tail minus that of CE"].startswith("higher: +")
     assert page.tables["features-or-prior-one-prior"]["PAT"]["κ of the best mIoU"] == "0"
     assert page.glued["features-or-prior-kappa"].count("not as expected") == 2

@@ -132,13 +132,25 @@ def test_flipped_records_change_the_words(study):
     assert "shown to be higher for PAT with net synthetic on" in chapter.sentences(better)[2]
     assert chapter.sentences(worse)[2].startswith("No loss is shown to raise both")
     said = chapter.sentences(mixed)[2]
-    assert "; that is not shown with net camvid on CamVid (tail −" in said
+    assert "; neither is with net camvid on CamVid (tail −" in said
     assert said.endswith("; no other loss that was run is shown to be higher in both.")
     assert [row[1] for row in chapter.choices(better)] == ["PAT"] * 4
     assert [row[1] for row in chapter.choices(worse)] == ["CE"] * 3 + [
         "no loss is shown to do that"
     ]
     assert chapter.numbers(better) != chapter.numbers(worse)
+
+
+def test_a_loss_that_is_higher_in_one_of_the_two_is_told_apart(study):
+    number = len(DATASETS["camvid"].class_names)
+    tail_alone = np.where(np.arange(number) >= number - number // 3, 0.3, -0.2)
+    said = chapter.sentences(
+        study(
+            {"synthetic": {"CE": 0.0, "PAT": 0.1}, "camvid": {"CE": 0.0, "PAT": tail_alone}},
+            datasets=("synthetic", "camvid"),
+        )
+    )[2]
+    assert "; only the tail is with net camvid on CamVid (tail +" in said
 
 
 def test_the_same_on_several_data_sets_is_said_once(study):

@@ -558,7 +558,7 @@ def with_differences(result, verdicts, seeds=(0, 1, 2)):
     return replace(result, plan=plan, differences={"miou": made, "tail": []})
 
 
-def test_no_winner_is_called_that_is_not_distinguishable(compared):
+def test_no_winner_is_called_that_is_not_distinguishable(compared, monkeypatch):
     *_, result = compared
     said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.01), "B": (-0.02, 0.03)}))
     text = " ".join(said)
@@ -582,9 +582,14 @@ def test_no_winner_is_called_that_is_not_distinguishable(compared):
         said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.06)}, seeds=seeds))
         assert said[0].startswith("Not decided. " if len(seeds) == 1 else "No clear winner. ")
         assert "higher than" not in " ".join(said)
+        assert said[-1] == "Then take 3 seeds or more."  # after longer runs
+    monkeypatch.setattr(patlib.own_images.comparison, "_short_runs", lambda _: [])
+    for seeds in ([0], [0, 1]):
+        said = own_images.verdict(with_differences(result, {"A": (-0.05, 0.06)}, seeds=seeds))
         # A run of each of two methods takes 7 seconds by the plan.
         minutes = {1: 0.5, 2: 0.2}[len(seeds)]
-        assert said[-1].endswith(f"--seeds 3 adds them, in about {minutes} minutes.")
+        how = f"the same command with --seeds 3 adds them, in about {minutes} minutes."
+        assert said[-1] == f"Take 3 seeds or more: {how}"
 
 
 def test_with_one_seed_the_tail_is_named_beside_miou(compared):

@@ -113,15 +113,15 @@ def test_the_ledger_says_whether_a_rate_decides(runs_at):
         return what_holds.Evidence(panels, judged, {}, load_paper())
 
     worse = evidence(-0.1, -0.1, 0.1)
-    said = what_holds.rate_words(worse, evidence(-0.1, 0.1, 0.1))
+    said = what_holds.rate_words((worse, evidence(-0.1, 0.1, 0.1)))
     assert "no claim about PAT beside cross-entropy has another verdict (other counts" in said
     assert "best mIoU" not in said and "rare classes, 1 of 3 → 2 of 3" in said
-    said = what_holds.rate_words(worse, evidence(-0.1, 0.1, 0.1), counts=False)
+    said = what_holds.rate_words((worse, evidence(-0.1, 0.1, 0.1)), counts=False)
     assert said.endswith("another verdict; on single benchmarks some differ.")
-    said = what_holds.rate_words(worse, evidence(0.1, 0.1, 0.1))
+    said = what_holds.rate_words((worse, evidence(0.1, 0.1, 0.1)))
     assert "rare classes, holds in part (1 of 3) → holds (3 of 3)" in said and "counts" not in said
-    assert what_holds.rate_words(worse, worse).endswith("has another verdict.")
-    assert "still to come" in what_holds.rate_words(worse, None)
+    assert what_holds.rate_words((worse, worse)).endswith("has another verdict.")
+    assert "still to come" in what_holds.rate_words(None)
 
 
 def test_runs_at_another_rate_differ_from_those_of_the_study_in_the_rate_alone():

@@ -95,3 +95,13 @@ def test_long_runs_answer_first(tmp_path):
     assert "; both change mIoU by +" in said and "on NYUv2 with SegNet" in said
     assert "Over T from 5 to 50, mIoU ranges over " in said and "on CamVid, with 3 seeds" in said
     assert set(page.tables["temperature-long-t"]) == {"T = 5", "T = 10", "T = 20", "T = 50"}
+
+
+def test_other_seeds_than_on_the_page_of_the_baselines_are_said(tmp_path):
+    grid = grid_file(tmp_path, {"PAT": {"loss": "pat"}}, seeds=[0, 1, 2], epochs=5)
+    for planned in load_grid(grid):
+        fake_record(planned, tmp_path, 0.1)
+    runs = load_runs(grid, tmp_path)
+    said = chapter.seeds_words(runs[1:], runs[:2])
+    assert said.startswith("The seeds here are 1 and 2; on that page PAT has 0 and 1, so")
+    assert chapter.seeds_words(runs, runs) == chapter.seeds_words([], runs) == ""

@@ -35,6 +35,12 @@ def test_every_block_runs_and_every_network_learns_from_pat(tmp_path, monkeypatc
         )
         expected = pat_loss(logits, masks).item()
         assert space["compute_loss"](model, images, masks).item() == pytest.approx(expected)
+    # As a decode head of mmsegmentation calls its losses.
+    loss_decode, head_logits = space["PATLoss"](5, temperature=5.0), torch.randn(*logits.shape)
+    called = loss_decode(head_logits, masks, weight=None, ignore_index=255)
+    assert called.item() == pytest.approx(pat_loss(head_logits, masks, temperature=5.0).item())
+    with pytest.raises(ValueError, match="no pixel weights"):
+        loss_decode(head_logits, masks, weight=torch.ones(masks.shape))
     record = RunRecord.load("runs/own/record.json")
     assert record.config["model"] == "own:torch.nn.modules.container.Sequential"
     assert np.isfinite(record.result["test"]["miou"])

@@ -74,6 +74,24 @@ def test_flipped_records_flip_the_verdicts(study):
     assert ", 3 seeds" in chapter.judge("rare_classes", both).found
 
 
+def test_benchmarks_with_data_of_the_paper_are_counted_once_more(study):
+    here, there = (
+        study({"PAT": bonus}, titles=(dataset,), dataset=dataset, image_size=[32, 40])
+        for dataset, bonus in (("camvid", 0.1), ("nyuv2", -0.1))
+    )
+    both = chapter.Evidence(
+        here.panels | there.panels, here.judged | there.judged, LOSSES, load_paper()
+    )
+    found = [chapter.judge("rare_classes", of) for of in (both, here, there)]
+    assert [(v.tally, v.of_paper) for v in found] == [
+        ("1 of 2", "0 of 1"),
+        ("1 of 1", ""),
+        ("0 of 1", ""),
+    ]
+    rows = chapter.rows([c for c in CLAIMS if c["id"] == "rare_classes"], both, here)
+    assert rows[0][1] == "holds in part (1 of 2; on the paper's data 0 of 1)"
+
+
 def test_one_seed_decides_nothing(study):
     found = words(study({"PAT": 0.1}, seeds=[0]))
     assert {found[c] for c in ("best_miou", "rare_classes", "bms_collapses", "stability")} == {
@@ -177,6 +195,7 @@ def test_memory_and_gradients_follow_their_records(study):
     for row in losses["results"]:
         row["peak_bytes"] = {"pat": 5, "pat, one-hot": 20}.get(row["loss"], 5)
     assert words(evidence)["memory_of_ce"] == chapter.FAILS
+    assert chapter.judge("memory_of_ce", evidence).tally.endswith("types; at 0 PAT needs less")
     found = chapter.judge("memory_of_ce", evidence).found
     assert found.endswith("as the paper writes it: 4.0 to 4.0 times")
     half = next(row for row in losses["results"] if row["dtype"] == "bfloat16")
@@ -185,6 +204,8 @@ def test_memory_and_gradients_follow_their_records(study):
         for row in losses["results"]
         if (row["shape"], row["dtype"], row["loss"]) == (half["shape"], "bfloat16", "pat")
     )
+    pat["peak_bytes"] = 4
+    assert chapter.judge("memory_of_ce", evidence).tally.endswith("types; at 1 PAT needs less")
     pat["peak_bytes"] = 7  # one shape in one type is enough, by the rule
     assert words(evidence)["memory_of_ce"] == chapter.HOLDS
 

@@ -239,6 +239,23 @@ def lengths(runs: Iterable[Run]) -> list[list[str]]:
     return rows
 
 
+def length_words(rows: Iterable[Sequence]) -> str:
+    """PAT minus cross-entropy in the tail after runs of several lengths: a sentence, or none.
+
+    Args:
+        rows: of :func:`lengths`; those with one seed are left out.
+    """
+    changes: dict[str, list[str]] = defaultdict(list)
+    for title, seeds, *_, change in rows:
+        if seeds > 1 and change:
+            where, epochs = title.rsplit(", ", 1)
+            changes[where].append(f"{change} after {epochs} epochs")
+    parts = [f"{listing(of)} on {where}" for where, of in changes.items() if len(of) > 1]
+    if not parts:
+        return ""
+    return f"By the length of the runs, the tail of PAT minus that of CE is {'; '.join(parts)}."
+
+
 def tail_rises(runs: Iterable[Run], study: int = 100) -> str:
     """Whether the tail of cross-entropy still rises in runs longer than the study's: sentences.
 

@@ -32,7 +32,7 @@ METRICS = {"miou": "mIoU", "head": "head", "tail": "tail"}  # panels of the figu
 #: score -> its name: what the table of choices says of a loss
 CHANGES = {"tail": "tail", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 NAMED = 4  # of more losses than that which may also be the best, the number
-KEEPING = "rare classes, no score shown to be lower"
+KEEPING = "rare classes; mIoU and pixel accuracy not shown to be lower"
 AIMS = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "tail": "rare classes (tail)"}
 COLORS = ("#1b1b1b", "#cc5f00", "#0072b2", "#7a7a7a")  # of data sets
 MARKERS = "os^D"  # of networks
@@ -43,6 +43,7 @@ PARTIAL = {
     "Oxford-IIIT Pet": "of Oxford-IIIT Pet three of 37 breeds were at hand, and its tail is one "
     "class, the boundary"
 }
+NEITHER = "neither"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -200,10 +201,21 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
     for method, of in found.items():
         shown = {id(c) for c, _ in of}
         rest = [c for c in judged if id(c) not in shown]
-        open_ = [(c, scores(c, method)) for c in rest if method in c.judged.several]
+        others = defaultdict(list)
+        for c in rest:
+            if method in c.judged.several:
+                higher = [m for m in ("tail", "miou") if c.decided(m, method) == "higher"]
+                word = (
+                    {"tail": "only the tail", "miou": "only mIoU"}[higher[0]] if higher else NEITHER
+                )
+                others[word].append((c, scores(c, method)))
         single = sum(method in c.judged.single for c in rest)
-        untried = len(rest) - len(open_) - single
-        ends = [f"that is not shown {_grouped(open_)}"] if open_ else []
+        untried = len(rest) - sum(map(len, others.values())) - single
+        ends = [
+            f"{word} is {_grouped(others[word])}"
+            for word in ("only the tail", "only mIoU", NEITHER)
+            if others[word]
+        ]
         ends += [f"it has one seed on {_of(single, len(judged))}"] if single else []
         ends += [f"it was not run on {_of(untried, len(judged))}"] if untried else []
         parts.append("; ".join([f"{method} {_grouped(of)}", *ends]))
@@ -256,7 +268,7 @@ def how_sure(compared: Sequence[Compared], rate_changes: Sequence[str] | None = 
         found = "; ".join(rate_changes) if rate_changes else "none"
         parts.append(
             "all losses train at one learning rate; at the rates that trials chose for some of "
-            "them, with the seeds that were run there, these verdicts on PAT are different: "
+            "them, compared over the same seeds, these verdicts on PAT are different: "
             f"{found}"
         )
     return "How sure is that?\n\n" + "\n".join(f"- {part[0].upper()}{part[1:]}." for part in parts)

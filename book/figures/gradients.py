@@ -362,7 +362,10 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
         for title, (ce, pat) in ends.items()
         if abs(pat["exponent"][0]) < abs(ce["exponent"][0])
     ]
-    where = f"on {listing(nearer)}" if nearer else "on no data set"
+    depends = [title for title, (_, pat) in ends.items() if not _holds_zero(pat["exponent"])]
+    where, outside = (
+        f"on {listing(titles)}" if titles else "on no data set" for titles in (nearer, depends)
+    )
     exponents, ratios = (
         "; ".join(f"{show(ce)} and {show(pat)} on {title}" for title, (ce, pat) in ends.items())
         for show in (
@@ -372,9 +375,16 @@ def long_words(long: Mapping[str, Mapping[str, Mapping]]) -> dict[str, str]:
     )
     return {
         "long_verdict": "After 100 epochs (one network of each), over all weights, the exponent of "
-        f"PAT is nearer to 0 than that of CE {where} (CE and PAT: {exponents}); the largest "
-        f"gradient is so many times the smallest, with CE and with PAT: {ratios}.",
+        f"PAT is nearer to 0 than that of CE {where}, and its interval leaves out 0 {outside} (CE "
+        f"and PAT: {exponents}). In a median image the largest gradient of a class is, with CE and "
+        f"with PAT, {ratios} times the smallest.",
     }
+
+
+def _holds_zero(exponent: Sequence[float]) -> bool:
+    """Whether the interval of an exponent (fit, low, high) holds 0."""
+    _, low, high = exponent
+    return low <= 0 <= high
 
 
 def exponent_runs(records: Path) -> dict[str, list[dict[float, Run]]]:

@@ -77,7 +77,7 @@ def family(temperature: float = 20.0, gamma: float = 2.0) -> list[Member]:
         Member("LDAM, bare", "ldam", {}),
         Member("LDAM, complete", "ldam", {"scale": 30.0, "deferred": 0.8}),
         Member("BLV", "blv", {}),
-        Member("BLV, σ = 6", "blv", {"sigma": 6.0}),
+        Member("BLV, σ = 4", "blv", {"sigma": 4.0}),
         Member("PAT", "pat", pat),
         Member("PAT, a = 1/2", "pat", pat | {"size_exponent": 0.5}),
         Member("PAT, b = 1", "pat", pat | {"presence_exponent": 1.0}),

@@ -20,6 +20,22 @@ COLORS = ("#0072b2", "#d55e00")
 MARKERS = ("o", "s")
 
 
+def seeds_words(runs: Sequence[Run], others: Sequence[Run]) -> str:
+    """Which seeds the runs at several T have, where those of PAT on another page differ.
+
+    Args:
+        runs: at several T.
+        others: those of PAT on the page *Against the baselines*.
+    """
+    here, there = (sorted({run.seed for run in of if run.record}) for of in (runs, others))
+    if not here or not there or here == there:
+        return ""
+    return (
+        f"The seeds here are {listing(map(str, here))}; on that page PAT has "
+        f"{listing(map(str, there))}, so that its scores differ."
+    )
+
+
 def parts_words(judged: Judged, where: str) -> str:
     """What β, the division by the size, and both change beside cross-entropy: a sentence.
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from scipy import stats
 
 from figures import GRIDS, ROOT, harmless, load_paper, load_script, network_name, read_panels
 from figures.judging import Judged
-from figures.rates import at_chosen_rates
+from figures.rates import at_chosen_rates, of_same_seeds
 from figures.temperature import score_range
 from patlib.data import DATASETS
 from patlib.losses import build_loss
@@ -44,11 +44,13 @@ class Verdict:
         word: ``HOLDS``, ``IN_PART``, ``FAILS``, ``UNDECIDED``, ``OPEN`` or ``UNTESTED``.
         found: the numbers that it follows from.
         tally: on how many of our benchmarks it holds; empty where none is asked.
+        of_paper: the same of those with data of the paper, where these are some of them.
     """
 
     word: str
     found: str
     tally: str = ""
+    of_paper: str = ""
 
 
 class Evidence:
@@ -144,7 +146,10 @@ def details(claims: Sequence[Mapping[str, str]], study: Evidence, short: Evidenc
 
 
 def _counted(verdict: Verdict) -> str:
-    return f"{verdict.word}{f' ({verdict.tally})' if verdict.tally else ''}"
+    tally = verdict.tally
+    if verdict.of_paper:
+        tally += f"; on the paper's data {verdict.of_paper}"
+    return f"{verdict.word}{f' ({tally})' if tally else ''}"
 
 
 def _said(verdict: Verdict) -> str:
@@ -170,11 +175,13 @@ def answer(claims: Sequence[Mapping[str, str]], evidence: Evidence) -> str:
 
 def read_at_chosen_rates(
     study: Evidence, folder: Path, seeds: Sequence[int] | None = None, resamples: int = 2000
-) -> Evidence | None:
-    """The evidence with each loss at the learning rate that its trials chose, where it was run so.
+) -> tuple[Evidence, Evidence] | None:
+    """The evidence at one learning rate, and with each loss at the rate that its trials chose.
+
+    Both have the same seeds of each loss, on the benchmarks that were run at the chosen rates.
 
     Args:
-        study: the evidence at one rate.
+        study: the evidence at one rate, all seeds.
         folder, seeds, resamples: as for :func:`read_evidence`.
 
     Returns:
@@ -185,28 +192,34 @@ def read_at_chosen_rates(
     moved = at_chosen_rates(study.panels, again, trials)
     if not moved:
         return None
-    panels = {**study.panels, **moved}
-    judged = {title: Judged(runs, resamples=resamples) for title, runs in moved.items()}
-    return Evidence(panels, {**study.judged, **judged}, study.losses, study.paper)
+    before, after = (
+        Evidence(
+            {**study.panels, **of},
+            {**study.judged, **{t: Judged(runs, resamples=resamples) for t, runs in of.items()}},
+            study.losses,
+            study.paper,
+        )
+        for of in (of_same_seeds(study.panels, moved), moved)
+    )
+    return before, after
 
 
 #: the claims that compare the scores of PAT with those of cross-entropy
 BESIDE_CE = ("best_miou", "best_pixel_accuracy", "size_of_gain", "rare_classes", "not_forgotten")
 
 
-def rate_words(study: Evidence, chosen: Evidence | None, counts: bool = True) -> str:
+def rate_words(at_rates: tuple[Evidence, Evidence] | None, counts: bool = True) -> str:
     """Whether a verdict is another one with each loss at the rate that its trials chose: sentences.
 
     Args:
-        study: the evidence at one rate.
-        chosen: of :func:`read_at_chosen_rates`.
+        at_rates: of :func:`read_at_chosen_rates`.
         counts: say which counts of benchmarks differ, not only that some do.
     """
-    if chosen is None:
+    if at_rates is None:
         return "The runs at the rates that trials chose for some losses are still to come."
     words, tallies = [], []
     for claim in BESIDE_CE:
-        before, after = (judge(claim, evidence) for evidence in (study, chosen))
+        before, after = (judge(claim, evidence) for evidence in at_rates)
         name = claim.replace("_", " ").replace("miou", "mIoU")
         if before.word != after.word:
             words.append(f"{name}, {_counted(before)} → {_counted(after)}")
@@ -224,8 +237,8 @@ def rate_words(study: Evidence, chosen: Evidence | None, counts: bool = True) ->
     )
     found = f"{verdicts}{other if tallies else ''}"
     return (
-        "With the losses that had trials at the rates they chose, and the seeds that were run at "
-        f"them, {found}."
+        "With the losses that had trials at the rates they chose, compared with the same seeds at "
+        f"one rate, {found}."
     )
 
 
@@ -239,18 +252,28 @@ def judge(claim: str, evidence: Evidence) -> Verdict:
     return RULES[claim](evidence)
 
 
-def _together(results: Mapping[str, bool | None], found: Mapping[str, str]) -> Verdict:
-    """One verdict from those of several benchmarks; None is one that cannot be told either way."""
+def _together(
+    results: Mapping[str, bool | None], found: Mapping[str, str], of_paper: Collection[str] = ()
+) -> Verdict:
+    """One verdict from those of several benchmarks; None is one that cannot be told either way.
+
+    Args:
+        of_paper: the benchmarks with data of the paper, which are counted once more.
+    """
     text = "; ".join(f"{title}: {said}" for title, said in found.items())
     if not results:
         return Verdict(OPEN, text)
     values = list(results.values())
-    tally = f"{sum(map(bool, values))} of {len(values)}"
-    if None in values:
-        tally += f", {values.count(None)} undecided"
+    some = 0 < len(of_paper) < len(values)
+    tallies = _tally(values), _tally([results[title] for title in of_paper]) if some else ""
     if any(values):
-        return Verdict(HOLDS if all(values) else IN_PART, text, tally)
-    return Verdict(UNDECIDED if set(values) == {None} else FAILS, text, tally)
+        return Verdict(HOLDS if all(values) else IN_PART, text, *tallies)
+    return Verdict(UNDECIDED if set(values) == {None} else FAILS, text, *tallies)
+
+
+def _tally(values: Sequence[bool | None]) -> str:
+    undecided = f", {values.count(None)} undecided" if None in values else ""
+    return f"{sum(map(bool, values))} of {len(values)}{undecided}"
 
 
 def _against(
@@ -277,7 +300,13 @@ def _against(
         results[title] = None if word == "not distinguishable" else word in words
         if best and results[title]:
             results[title] = "PAT" in judged.may_be_best(metric)
-    return _together(results, found)
+    return _together(results, found, [title for title in results if _of_paper(evidence, title)])
+
+
+def _of_paper(evidence: Evidence, title: str) -> bool:
+    """Whether a benchmark has one of the paper's data sets."""
+    (benchmark,) = by_benchmark(evidence.panels[title])
+    return benchmark.dataset in evidence.paper["table1"]["pat"]
 
 
 def _interval(contrast: Contrast) -> str:
@@ -396,7 +425,9 @@ def memory_of_ce(evidence: Evidence) -> Verdict:
     ends = f"{min(as_written.values()):.1f} to {max(as_written.values()):.1f} times"
     found["PAT on one-hot tensors, as the paper writes it"] = ends
     more = {shape: r > MORE_MEMORY for shape, r in ours.items()}
-    return replace(_together({"any": any(more.values())}, found), tally=_at_shapes(more))
+    less = [shape for shape, r in ours.items() if r < 1]
+    tally = f"{_at_shapes(more)}; at {len(less)} PAT needs less"
+    return replace(_together({"any": any(more.values())}, found), tally=tally)
 
 
 def homogenised_gradients(evidence: Evidence) -> Verdict:

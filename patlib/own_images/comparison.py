@@ -390,12 +390,11 @@ def verdict(found: Comparison) -> list[str]:
         )
     if not any(np.isfinite(s["tail"]) for s in found.scores(best)):
         said.append("The tail has no score: no test image holds one of its classes.")
-    said += _short_runs(found)
+    short = _short_runs(found)
+    said += short
     if seeds == 1 or (same and seeds < FEW_SEEDS):
-        said.append(
-            f"{FEW_SEEDS} seeds are the least to tell losses apart: "
-            f"{_how_to_add(found, FEW_SEEDS)}."
-        )
+        how = "" if short else f": {_how_to_add(found, FEW_SEEDS)}"
+        said.append(f"{'Then take' if short else 'Take'} {FEW_SEEDS} seeds or more{how}.")
     elif same:
         said += _what_would_decide(found, same)
     return said
