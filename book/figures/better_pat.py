@@ -95,18 +95,27 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
         parts = [f"{listing(names)} on {title}" for title, names in by_word[word].items() if names]
         if parts:
             return f"{lead}, of what was judged on {where}: {'; '.join(parts)}."
-    return f"No candidate that was judged wins. {' '.join(_fails(*of) for of in judged.items())}"
+    return f"No candidate that was judged wins. {_fails(judged)}"
 
 
-def _fails(title: str, judged: Sequence[Judgement]) -> str:
-    """Where each candidate stands in tail and mIoU on one benchmark: a sentence."""
-    tails = listing(f"{signed(j.tail.mean)} ({j.method})" for j in judged)
-    shown = [f"{j.method} ({signed(j.miou.mean)})" for j in judged if j.miou.verdict() == "higher"]
-    above = [j.method for j in judged if j.tail.verdict() == "higher"]
+def _fails(judged: Mapping[str, Sequence[Judgement]]) -> str:
+    """Where the candidates stand in tail and mIoU: two sentences."""
+    tails = "; ".join(
+        f"{listing(f'{signed(j.tail.mean)} ({j.method})' for j in found)} on {title} "
+        f"({found[0].tail.reference})"
+        for title, found in judged.items()
+    )
+    every = [(title, j) for title, found in judged.items() for j in found]
+    above = [f"{j.method} on {title}" for title, j in every if j.tail.verdict() == "higher"]
+    higher = [
+        f"{j.method} on {title} ({signed(j.miou.mean)})"
+        for title, j in every
+        if j.miou.verdict() == "higher"
+    ]
     return (
-        f"On {title}, the tail minus that of the best baseline ({judged[0].tail.reference}) is "
-        f"{tails} points, shown to be higher for {listing(above) if above else 'none'}; mIoU is "
-        f"shown to be higher than that of cross-entropy for {listing(shown) if shown else 'none'}."
+        f"The tail minus that of the best baseline, named behind the data, is in points {tails}; "
+        f"it is shown to be higher for {listing(above) if above else 'none'}. mIoU is shown to be "
+        f"higher than that of cross-entropy for {listing(higher) if higher else 'none'}."
     )
 
 
