@@ -378,8 +378,7 @@ def test_homogenising_exponent_is_the_own_one_and_alpha():
 
 
 def test_words_on_the_long_runs_follow_the_record():
-    def summary(exponent, ratio):
-        low, high = (0, 1) if exponent != -0.3 else (-0.4, -0.2)
+    def summary(exponent, ratio, low=0, high=1):
         return {"100": {"network": {"exponent": [exponent, low, high], "ratio": ratio}}}
 
     equal = {"CE": summary(0.5, 9.0), "PAT": summary(-0.1, 4.0)}
@@ -390,7 +389,7 @@ def test_words_on_the_long_runs_follow_the_record():
     assert "9.0 and 4.0 on A; 3.0 and 6.0 on B" in said["long_verdict"]
     assert "nearer to 0 than that of CE on A and B" in said["long_verdict"]
     assert "its interval leaves out 0 on no data set (CE" in said["long_verdict"]
-    further = {"CE": summary(0.1, 3.0), "PAT": summary(-0.3, 6.0)}
+    further = {"CE": summary(0.1, 3.0), "PAT": summary(-0.3, 6.0, -0.4, -0.2)}
     assert "CE on A, and its" in chapter.long_words({"A": equal, "C": further})["long_verdict"]
     said = chapter.long_words({"C": further})["long_verdict"]
     assert "that of CE on no data set, and its interval leaves out 0 on C (CE" in said

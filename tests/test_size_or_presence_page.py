@@ -80,7 +80,7 @@ def test_words_and_verdicts_follow_the_records(study):
     ]
     other = gains(load_runs(GRID, study({**AS_EXPECTED, "PAT": (3, 5, 8), "BMS": (0, 6, 9)})))
     assert answer(other).startswith(
-        "Not in the means, which by its rule refutes the expectation: "
+        "Not in the means, which by the protocol refutes the expectation: "
     ) and "adds −1.0 points" in answer(other)
     assert [verdict for *_, verdict in predictions(other)] == ["not as expected"] * 4
 

@@ -43,7 +43,8 @@ PARTIAL = {
     "Oxford-IIIT Pet": "of Oxford-IIIT Pet three of 37 breeds were at hand, and its tail is one "
     "class, the boundary"
 }
-NEITHER = "neither"
+#: which of tail and mIoU is higher -> how that is said
+ONLY = {"tail": "only the tail", "miou": "only mIoU", None: "neither"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -204,18 +205,11 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
         others = defaultdict(list)
         for c in rest:
             if method in c.judged.several:
-                higher = [m for m in ("tail", "miou") if c.decided(m, method) == "higher"]
-                word = (
-                    {"tail": "only the tail", "miou": "only mIoU"}[higher[0]] if higher else NEITHER
-                )
-                others[word].append((c, scores(c, method)))
+                higher = (m for m in ("tail", "miou") if c.decided(m, method) == "higher")
+                others[next(higher, None)].append((c, scores(c, method)))
         single = sum(method in c.judged.single for c in rest)
         untried = len(rest) - sum(map(len, others.values())) - single
-        ends = [
-            f"{word} is {_grouped(others[word])}"
-            for word in ("only the tail", "only mIoU", NEITHER)
-            if others[word]
-        ]
+        ends = [f"{w} is {_grouped(others[m])}" for m, w in ONLY.items() if others[m]]
         ends += [f"it has one seed on {_of(single, len(judged))}"] if single else []
         ends += [f"it was not run on {_of(untried, len(judged))}"] if untried else []
         parts.append("; ".join([f"{method} {_grouped(of)}", *ends]))

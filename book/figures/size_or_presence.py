@@ -123,7 +123,7 @@ def answer(table: pd.DataFrame) -> str:
     elif large < small:
         verdict = "Partly, in the mean"
     else:
-        verdict = "Not in the means, which by its rule refutes the expectation"
+        verdict = "Not in the means, which by the protocol refutes the expectation"
 
     between = [
         f", {signed(mean_gain(table, 'PAT', size))} with things of {size:g} pixels"
