@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import re
+import socket
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
+import nbval.kernel
 import papermill
 import pytest
 import yaml
 from chapters import NOTEBOOKS, ROOT, Chapter, cells, figures, outputs, source, stored_glue, tagged
+from jupyter_client import LocalPortCache
 
 import patlib
 from patlib import RunConfig
@@ -29,6 +33,22 @@ def test_papermill_and_its_command_line_take_parameters(tmp_path):
         )
     assert "the notebook has no parameter 'los' (did you mean 'loss'?)" in str(stopped.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_nbval_starts_a_kernel_again_whose_port_was_taken(monkeypatch):
+    found = LocalPortCache.find_available_port
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        ports = iter([taken])
+        monkeypatch.setattr(
+            LocalPortCache, "find_available_port", lambda *args: next(ports, None) or found(*args)
+        )
+        manager, client = nbval.kernel.start_new_kernel(stderr=subprocess.DEVNULL)
+    assert next(ports, None) is None and manager.shell_port != taken
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
 
 
 @every_notebook
