@@ -230,9 +230,7 @@ def test_losses_above_cross_entropy_at_their_own_shifts_are_named(study):
     higher, lower = (contrasts(load_runs(*study(tail))) for tail in (0.6, 0.2))
     points = [f"{100 * higher[m]['PAT'].mean:+.1f}" for m in ("miou", "tail")]
     said = chapter.higher_in_both({"A": higher, "B": lower})
-    assert said.endswith(
-        f"cross-entropy for PAT ({', '.join(points)}) on A; for no loss on the other 1."
-    )
+    assert said.endswith(f"cross-entropy for PAT ({', '.join(points)}) on A; for no loss on B.")
     assert chapter.higher_in_both({"B": lower}).endswith("cross-entropy for no loss.")
     only_one = {"miou": higher["miou"], "tail": lower["tail"]}
     assert chapter.higher_in_both({"A": only_one}).endswith("cross-entropy for no loss.")

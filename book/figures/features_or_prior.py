@@ -130,7 +130,7 @@ def higher_in_both(contrasts: Mapping[str, Mapping[str, Mapping[str, Contrast]]]
     asked = {title: of for title, of in contrasts.items() if of["miou"]}
     if not asked:
         return "No two losses have several seeds yet."
-    parts = []
+    parts, none = [], []
     for title, of in asked.items():
         higher = [
             f"{method} ({signed(of['miou'][method].mean)}, {signed(of['tail'][method].mean)})"
@@ -139,8 +139,9 @@ def higher_in_both(contrasts: Mapping[str, Mapping[str, Mapping[str, Contrast]]]
         ]
         if higher:
             parts.append(f"{listing(higher)} on {title}")
-    rest = len(asked) - len(parts)
-    found = "; ".join(parts) + (f"; for no loss on the other {rest}" if rest else "")
+        else:
+            none.append(title)
+    found = "; ".join(parts) + (f"; for no loss on {listing(none)}" if none else "")
     return (
         "With every loss at its own shift, mIoU and tail are both shown to be higher than those of "
         f"cross-entropy for {found if parts else 'no loss'}."
