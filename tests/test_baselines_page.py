@@ -99,6 +99,19 @@ def test_the_scatter_of_the_two_alone_does_not_depend_on_other_methods(study):
     assert judging.Judged(study({"PAT": 0.1}), resamples=50).beside_best("miou") is None
 
 
+def test_verdicts_that_decide_nothing_are_told_by_number_and_range():
+    phrases = {"lower": "lower", "not distinguishable": "open"}
+    open_ = [("A (−0.2)", -0.002), ("B (+0.4)", 0.004), ("C (−0.9)", -0.009)]
+    assert chapter.verdict_words({"not distinguishable": open_[:2]}, phrases) == (
+        "open on A (−0.2) and B (+0.4)"
+    )
+    found = {"not distinguishable": open_}
+    assert chapter.verdict_words(found, phrases) == "open on all 3 (−0.9 to +0.4)"
+    found["lower"] = [("D (−3.0)", -0.03)]
+    said = "lower on D (−3.0); open on the other 3 (−0.9 to +0.4)"
+    assert chapter.verdict_words(found, phrases) == said
+
+
 def test_methods_as_good_as_each_other_are_equal_or_not_distinguishable(study):
     found = judging.Judged(study({"CE": 0.0, "PAT": 0.0}, seeds=range(8)), resamples=300)
     assert found.verdict("PAT", "miou") in ("equal", "not distinguishable")

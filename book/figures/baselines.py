@@ -63,37 +63,61 @@ def left_out(
     )
 
 
+def verdict_words(
+    found: Mapping[str, Sequence[tuple[str, float]]], phrases: Mapping[str, str]
+) -> str:
+    """The benchmarks by their verdicts: ``lower on A (−1.2); equal on B ...``.
+
+    Args:
+        found: verdict -> name of a benchmark with its difference, and the difference, of each.
+            Of three that are not distinguishable, or more, the number and the range are told.
+        phrases: verdict -> words, in the order in which they are told.
+    """
+    number = sum(map(len, found.values()))
+    parts = []
+    for word, phrase in phrases.items():
+        if word == "not distinguishable" and len(found.get(word, [])) > 2:
+            means = sorted(mean for _, mean in found[word])
+            which = "all" if len(means) == number else "the other"
+            ends = f"{signed(means[0])} to {signed(means[-1])}"
+            parts.append(f"{phrase} on {which} {len(means)} ({ends})")
+        elif word in found:
+            parts.append(f"{phrase} on {listing(named for named, _ in found[word])}")
+    return "; ".join(parts)
+
+
 def answer(judged: Mapping[str, Judged], metric: str, method: str = "PAT") -> str:
     """Whether a method scores higher than cross-entropy, benchmark by benchmark: one sentence."""
-    words = defaultdict(list)
-    for title, found in judged.items():
-        if said := found.verdict(method, metric):
-            words[said].append(f"{title} ({signed(found.against(metric)[method].mean)})")
-    if not words:
+    found = defaultdict(list)
+    for title, of in judged.items():
+        if said := of.verdict(method, metric):
+            mean = of.against(metric)[method].mean
+            found[said].append((f"{title} ({signed(mean)})", mean))
+    if not found:
         return f"{method} and cross-entropy are still to run"
     phrases = {
-        "higher": "higher than that of cross-entropy on",
-        "lower": "lower than that of cross-entropy on",
-        "equal": f"equal to that of cross-entropy within {100 * MARGINS[metric]:.0f} points on",
-        "not distinguishable": "not distinguishable from that of cross-entropy on",
-        "not judged": "not judged, with one seed, on",
+        "higher": "higher than that of cross-entropy",
+        "lower": "lower than that of cross-entropy",
+        "equal": f"equal to that of cross-entropy within {100 * MARGINS[metric]:.0f} points",
+        "not judged": "not judged, with one seed,",
+        "not distinguishable": "not distinguishable from that of cross-entropy",
     }
-    parts = [f"{phrase} {listing(words[w])}" for w, phrase in phrases.items() if w in words]
-    return f"The {NAMES[metric]} of {method} is {'; '.join(parts)}"
+    return f"The {NAMES[metric]} of {method} is {verdict_words(found, phrases)}"
 
 
 def answer_best(judged: Mapping[str, Judged], method: str = "PAT") -> str:
     """A method beside the other one with the highest score, benchmark by benchmark: a sentence."""
     parts = []
     for metric, name in NAMES.items():
-        words = defaultdict(list)
-        for title, found in judged.items():
-            if contrast := found.beside_best(metric, method):
+        found = defaultdict(list)
+        for title, of in judged.items():
+            if contrast := of.beside_best(metric, method):
                 said = f"{title} ({contrast.reference}, {signed(contrast.mean)})"
-                words[verdict(contrast, metric)].append(said)
-        if words:
-            where = "; ".join(f"{word} on {listing(titles)}" for word, titles in words.items())
-            parts.append(f"the {name} of {method} is {where}")
+                found[verdict(contrast, metric)].append((said, contrast.mean))
+        if found:
+            words = ("higher", "lower", "equal", "not judged", "not distinguishable")
+            said = verdict_words(found, dict(zip(words, words, strict=True)))
+            parts.append(f"the {name} of {method} is {said}")
     if not parts:
         return "No other loss has two seeds yet"
     return f"Compared with the other loss with the highest mean, {'; and '.join(parts)}"
