@@ -192,12 +192,19 @@ def test_losses_above_pat_are_named(study):
     assert said.endswith("on A.")
     both = {"A": [*lower, *others], "B": [*runs, *others]}
     assert answers(both, resamples=100)[1].endswith("on all 2 is, in the mean, Other.")
-    fewer = [of for of in others if of.seed < 2]  # of a lower mean than PAT, were it asked
+    fewer = [of for of in others if of.seed < 1]
     _, said, _ = answers({"A": [*lower, *others], "B": [*runs, *fewer]}, resamples=100)
     assert (
-        " On B losses with fewer seeds in common with PAT and cross-entropy are left out of this; "
-        "the table of all shifts has them."
+        " On B, losses with fewer than two seeds in common with PAT are left out of this; the table "
+        "of all shifts has them."
     ) in said
+    # Over the seeds that both have: against PAT of other seeds the difference were another one.
+    two = [of for of in others if of.seed < 2]
+    same = summary([of for of in [*lower, *two] if of.method != "CE" and of.seed < 2])
+    scores = same[["shifted_miou", "shifted_tail"]]
+    points = [f"{100 * d:+.1f}" for d in scores.loc["Other"] - scores.loc["PAT"]]
+    _, said, _ = answers({"A": [*lower, *two], "B": runs}, resamples=100)
+    assert f"Other ({', '.join(points)}) on A." in said
 
 
 def test_the_excess_is_over_the_seeds_that_cross_entropy_has(study):

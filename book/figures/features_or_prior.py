@@ -263,7 +263,7 @@ def answers(
         )
     reach = "; ".join(parts)
     number, _, everywhere = _outside(panels, margin)
-    others = [_above(tables)]
+    others = [_above({title: panels[title] for title in tables})]
     if everywhere := [method for method in everywhere if method != "PAT"]:
         others.append(f"More than a prior on all {number} is, in the mean, {listing(everywhere)}.")
     return (
@@ -274,27 +274,32 @@ def answers(
     )
 
 
-def _above(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The other losses above PAT in mIoU and tail, each at its own shift: a sentence, or none."""
+def _above(panels: Mapping[str, Sequence[Run]]) -> str:
+    """The other losses above PAT in mIoU and tail, each at its own shift: a sentence, or none.
+
+    A loss is compared with PAT over the seeds that both have, if these are two or more.
+    """
     parts, unasked = [], []
-    for title, table in tables.items():
-        pat, names = table.loc["PAT"], ("shifted_miou", "shifted_tail")
-        others = table.drop(["PAT", "CE"])
-        asked = others[others.seeds >= max(pat.seeds, 2)]
-        above = [
-            f"{method} ({', '.join(signed(row[n] - pat[n]) for n in names)})"
-            for method, row in asked.iterrows()
-            if all(row[n] > pat[n] for n in names)
-        ]
+    for title, runs in panels.items():
+        done = by_method(run for run in runs if run.record)
+        above, names = [], ("shifted_miou", "shifted_tail")
+        for method in [method for method in done if method not in ("CE", "PAT")]:
+            pair = {m: {run.seed for run in done.get(m, [])} for m in ("PAT", method)}
+            seeds = set.intersection(*pair.values())
+            if len(seeds) < 2:
+                unasked.append(title)
+                continue
+            table = summary([run for m in pair for run in done[m] if run.seed in seeds])
+            minus = {n: table.loc[method, n] - table.loc["PAT", n] for n in names}
+            if all(minus[name] > 0 for name in names):
+                above.append(f"{method} ({', '.join(signed(minus[name]) for name in names)})")
         if above:
             parts.append(f"{listing(above)} on {title}")
-        if len(asked) < len(others):
-            unasked.append(title)
     if not parts:
         return ""
     rest = (
-        f" On {listing(unasked)} losses with fewer seeds in common with PAT and cross-entropy are "
-        "left out of this; the table of all shifts has them."
+        f" On {listing(dict.fromkeys(unasked))}, losses with fewer than two seeds in common with "
+        "PAT are left out of this; the table of all shifts has them."
         if unasked
         else ""
     )
