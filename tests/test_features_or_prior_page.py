@@ -195,8 +195,8 @@ def test_losses_above_pat_are_named(study):
     fewer = [of for of in others if of.seed < 1]
     _, said, _ = answers({"A": [*lower, *others], "B": [*runs, *fewer]}, resamples=100)
     assert (
-        " On B, losses with fewer than two seeds in common with PAT are left out of this; the table "
-        "of all shifts has them."
+        " On B, losses with fewer than two seeds in common with PAT are left out of this; the "
+        "table of all shifts has them."
     ) in said
     # Over the seeds that both have: against PAT of other seeds the difference were another one.
     two = [of for of in others if of.seed < 2]
