@@ -120,6 +120,14 @@ def test_the_answer_follows_the_verdicts(study):
     assert pat.miou.verdict() == "higher"
     assert said.endswith(f"for PAT on X (+{100 * pat.miou.mean:.1f}).")
     assert chapter.answer({"X": []}).startswith("Not decided yet")
+    wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 2, 2)
+    in_mean = [chapter.Judgement("PAT", wide, wide, 0.0)]
+    said = chapter.answer({"X": fails, "Y": in_mean})
+    assert said.startswith(
+        "No candidate that was judged is shown to win; in the mean PAT on Y wins, and none on X. "
+        "The tail minus"
+    )
+    assert " wins. The tail" in chapter.answer({"Y": in_mean})
 
 
 def test_one_seed_is_not_judged(study):

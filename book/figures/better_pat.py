@@ -84,18 +84,26 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
     judged = {title: found for title, found in judged.items() if found}
     if not judged:
         return "Not decided yet: on no data set has every method two seeds."
-    by_word = {
+    names = {
         word: {
             title: [j.method for j in found if j.word == word] for title, found in judged.items()
         }
         for word in (WINS, IN_MEAN)
     }
-    where = listing(judged)
-    for word, lead in ((WINS, "Yes"), (IN_MEAN, "In the mean only")):
-        parts = [f"{listing(names)} on {title}" for title, names in by_word[word].items() if names]
-        if parts:
-            return f"{lead}, of what was judged on {where}: {'; '.join(parts)}."
-    return f"No candidate that was judged wins. {_fails(judged)}"
+    parts = {
+        word: [f"{listing(methods)} on {title}" for title, methods in of.items() if methods]
+        for word, of in names.items()
+    }
+    if parts[WINS]:
+        return f"Yes, of what was judged on {listing(judged)}: {'; '.join(parts[WINS])}."
+    if not parts[IN_MEAN]:
+        return f"No candidate that was judged wins. {_fails(judged)}"
+    none = [title for title, methods in names[IN_MEAN].items() if not methods]
+    rest = f", and none on {listing(none)}" if none else ""
+    return (
+        f"No candidate that was judged is shown to win; in the mean {'; '.join(parts[IN_MEAN])} "
+        f"wins{rest}. {_fails(judged)}"
+    )
 
 
 def _fails(judged: Mapping[str, Sequence[Judgement]]) -> str:
