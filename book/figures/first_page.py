@@ -202,17 +202,18 @@ def _better_in_both(compared: Sequence[Compared]) -> str:
     for method, of in found.items():
         shown = {id(c) for c, _ in of}
         rest = [c for c in judged if id(c) not in shown]
-        others = defaultdict(list)
+        words = []
         for c in rest:
             if method in c.judged.several:
                 higher = (m for m in ("tail", "miou") if c.decided(m, method) == "higher")
-                others[next(higher, None)].append((c, scores(c, method)))
-        single = sum(method in c.judged.single for c in rest)
-        untried = len(rest) - sum(map(len, others.values())) - single
-        ends = [f"{w} is {_grouped(others[m])}" for m, w in ONLY.items() if others[m]]
-        ends += [f"it has one seed on {_of(single, len(judged))}"] if single else []
-        ends += [f"it was not run on {_of(untried, len(judged))}"] if untried else []
-        parts.append("; ".join([f"{method} {_grouped(of)}", *ends]))
+                words.append(ONLY[next(higher, None)])
+            else:
+                words.append("one seed" if method in c.judged.single else "not run")
+        told = [f"{word} on {_number(words.count(word))}" for word in dict.fromkeys(words)]
+        elsewhere = f", of the other {_number(len(rest))} {listing(told)}" if told else ""
+        if len(rest) == 1:
+            elsewhere = f", on the other {words[0]}"
+        parts.append(f"{method} {_grouped(of)}{elsewhere}")
     every = len({id(c) for of in found.values() for c, _ in of}) == len(judged)
     end = "" if every else "; no other loss that was run is shown to be higher in both"
     return f"Tail and mIoU are both shown to be higher for {'; '.join(parts)}{end}."
