@@ -203,7 +203,8 @@ def plot_candidates(panels: Mapping[str, Sequence[Run]]) -> Figure | None:
         right, top = axis.get_xlim()[1], axis.get_ylim()[1]
         right, top = max(right, 1.0), max(top, best + 2)
         axis.fill_between([0, right], best, top, color="#e3e3e3", zorder=0, linewidth=0)
-        axis.set(xlim=(axis.get_xlim()[0], right), ylim=(axis.get_ylim()[0], top), title=title)
+        axis.set(xlim=(axis.get_xlim()[0], right), ylim=(axis.get_ylim()[0], top))
+        axis.set_title(title.replace(", ", "\n"), fontsize="medium")
         axis.axvline(0, color="black", linewidth=0.8)
         axis.axhline(best, color="black", linewidth=0.8, linestyle="--")
         axis.set_xlabel("test mIoU minus that of CE (points)")
