@@ -1,5 +1,6 @@
 """Scores of each method over the shift of its logits, and what cross-entropy reaches by a shift."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -279,10 +280,9 @@ def _above(panels: Mapping[str, Sequence[Run]]) -> str:
 
     A loss is compared with PAT over the seeds that both have, if these are two or more.
     """
-    parts, unasked = [], []
+    above, unasked = Counter(), []
     for title, runs in panels.items():
         done = by_method(run for run in runs if run.record)
-        above, names = [], ("shifted_miou", "shifted_tail")
         for method in [method for method in done if method not in ("CE", "PAT")]:
             pair = {m: {run.seed for run in done.get(m, [])} for m in ("PAT", method)}
             seeds = set.intersection(*pair.values())
@@ -290,13 +290,13 @@ def _above(panels: Mapping[str, Sequence[Run]]) -> str:
                 unasked.append(title)
                 continue
             table = summary([run for m in pair for run in done[m] if run.seed in seeds])
-            minus = {n: table.loc[method, n] - table.loc["PAT", n] for n in names}
-            if all(minus[name] > 0 for name in names):
-                above.append(f"{method} ({', '.join(signed(minus[name]) for name in names)})")
-        if above:
-            parts.append(f"{listing(above)} on {title}")
-    if not parts:
+            scores = table[["shifted_miou", "shifted_tail"]]
+            above[method] += bool((scores.loc[method] > scores.loc["PAT"]).all())
+    found = [(method, number) for method, number in above.most_common() if number]
+    if not found:
         return ""
+    (first, most), *others = found
+    said = [f"{first} on {most} of {len(panels)}", *(f"{m} on {number}" for m, number in others)]
     rest = (
         f" On {listing(dict.fromkeys(unasked))}, losses with fewer than two seeds in common with "
         "PAT are left out of this; the table of all shifts has them."
@@ -305,7 +305,7 @@ def _above(panels: Mapping[str, Sequence[Run]]) -> str:
     )
     return (
         "Other losses, moved in the same way, have a higher mean than PAT in both scores: "
-        f"{'; '.join(parts)}.{rest}"
+        f"{'; '.join(said)}.{rest}"
     )
 
 
