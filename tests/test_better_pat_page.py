@@ -113,21 +113,26 @@ def test_the_answer_follows_the_verdicts(study):
     assert chapter.answer({"X": wins}) == "Yes, of what was judged on X: PAT on X."
     fails = chapter.judge(load_runs(*study({**shares, "PAT": (0.3, 0.5, 0.9)})), resamples=100)
     said = chapter.answer({"X": fails, "Y": []})
-    assert said.startswith("No candidate that was judged wins. The tail minus that of the best ")
+    assert said.startswith("No candidate that was judged wins. The tail is shown to be higher ")
     (pat,) = fails
     number = f"{100 * pat.tail.mean:.1f}".replace("-", "−")
-    assert f"is in points {number} (PAT) on X (BMS); it is shown to be higher for none. " in said
+    assert f"best baseline for none (all that were judged: {number} points), " in said
     assert pat.miou.verdict() == "higher"
     assert said.endswith(f"for PAT on X (+{100 * pat.miou.mean:.1f}).")
+    in_tail = [*wins, *fails]
+    ends = [f"{100 * min(j.tail.mean for j in in_tail):.1f}".replace("-", "−")]
+    ends.append(f"+{100 * max(j.tail.mean for j in in_tail):.1f}")
+    said = chapter._fails({"X": in_tail})
+    assert f"for PAT on X ({ends[1]}) (all that were judged: {ends[0]} to {ends[1]} points)" in said
     assert chapter.answer({"X": []}).startswith("Not decided yet")
     wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 2, 2)
     in_mean = [chapter.Judgement("PAT", wide, wide, 0.0)]
     said = chapter.answer({"X": fails, "Y": in_mean})
     assert said.startswith(
         "No candidate that was judged is shown to win; in the mean PAT on Y wins, and none on X. "
-        "The tail minus"
+        "The tail is"
     )
-    assert " wins. The tail" in chapter.answer({"Y": in_mean})
+    assert " wins. The tail is" in chapter.answer({"Y": in_mean})
 
 
 def test_one_seed_is_not_judged(study):

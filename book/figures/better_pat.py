@@ -107,23 +107,23 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
 
 
 def _fails(judged: Mapping[str, Sequence[Judgement]]) -> str:
-    """Where the candidates stand in tail and mIoU: two sentences."""
-    tails = "; ".join(
-        f"{listing(f'{signed(j.tail.mean)} ({j.method})' for j in found)} on {title} "
-        f"({found[0].tail.reference})"
-        for title, found in judged.items()
-    )
+    """Which candidates are shown to be higher in the tail or in mIoU: a sentence."""
     every = [(title, j) for title, found in judged.items() for j in found]
-    above = [f"{j.method} on {title}" for title, j in every if j.tail.verdict() == "higher"]
-    higher = [
-        f"{j.method} on {title} ({signed(j.miou.mean)})"
-        for title, j in every
-        if j.miou.verdict() == "higher"
-    ]
+    low, high = (signed(end(j.tail.mean for _, j in every)) for end in (min, max))
+
+    def higher(score: str) -> str:
+        found = [
+            f"{j.method} on {title} ({signed(contrast.mean)})"
+            for title, j in every
+            if (contrast := getattr(j, score)).verdict() == "higher"
+        ]
+        return listing(found) if found else "none"
+
+    points = low if low == high else f"{low} to {high}"
     return (
-        f"The tail minus that of the best baseline, named behind the data, is in points {tails}; "
-        f"it is shown to be higher for {listing(above) if above else 'none'}. mIoU is shown to be "
-        f"higher than that of cross-entropy for {listing(higher) if higher else 'none'}."
+        "The tail is shown to be higher than that of the best baseline for "
+        f"{higher('tail')} (all that were judged: {points} points), mIoU higher than that of "
+        f"cross-entropy for {higher('miou')}."
     )
 
 
