@@ -10,12 +10,11 @@ BIN := .venv/bin
 
 .PHONY: test book pdf bench chaos clean
 
-# One worker a core, and one thread a worker: more threads than cores wait for each other. The tests of
-# a file, and the cells of a notebook, run in order on one of them.
+# One worker a core. The tests of a file, and the cells of a notebook, run in order on one of them.
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # What a killed run leaves behind, a lock or half a result, does not stop the next one. All pages are
 # written anew: that takes seconds, and a warning shows only on a page that is.
