@@ -122,7 +122,7 @@ def test_the_answer_follows_the_verdicts(study):
     in_tail = [*wins, *fails]
     ends = [f"{100 * min(j.tail.mean for j in in_tail):.1f}".replace("-", "−")]
     ends.append(f"+{100 * max(j.tail.mean for j in in_tail):.1f}")
-    said = chapter._fails({"X": in_tail})
+    said = chapter._shown_higher({"X": in_tail})
     assert f"for PAT on X ({ends[1]}) (all that were judged: {ends[0]} to {ends[1]} points)" in said
     assert chapter.answer({"X": []}).startswith("Not decided yet")
     wide = chapter.Contrast("PAT", "CE", 0.01, -0.01, 0.03, 2, 2)

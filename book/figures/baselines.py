@@ -115,8 +115,8 @@ def answer_best(judged: Mapping[str, Judged], method: str = "PAT") -> str:
                 said = f"{title} ({contrast.reference}, {signed(contrast.mean)})"
                 found[verdict(contrast, metric)].append((said, contrast.mean))
         if found:
-            words = ("higher", "lower", "equal", "not judged", "not distinguishable")
-            said = verdict_words(found, dict(zip(words, words, strict=True)))
+            order = ("higher", "lower", "equal", "not judged", "not distinguishable")
+            said = verdict_words(found, {word: word for word in order})
             parts.append(f"the {name} of {method} is {said}")
     if not parts:
         return "No other loss has two seeds yet"

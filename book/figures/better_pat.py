@@ -97,16 +97,16 @@ def answer(judged: Mapping[str, Sequence[Judgement]]) -> str:
     if parts[WINS]:
         return f"Yes, of what was judged on {listing(judged)}: {'; '.join(parts[WINS])}."
     if not parts[IN_MEAN]:
-        return f"No candidate that was judged wins. {_fails(judged)}"
+        return f"No candidate that was judged wins. {_shown_higher(judged)}"
     none = [title for title, methods in names[IN_MEAN].items() if not methods]
     rest = f", and none on {listing(none)}" if none else ""
     return (
         f"No candidate that was judged is shown to win; in the mean {'; '.join(parts[IN_MEAN])} "
-        f"wins{rest}. {_fails(judged)}"
+        f"wins{rest}. {_shown_higher(judged)}"
     )
 
 
-def _fails(judged: Mapping[str, Sequence[Judgement]]) -> str:
+def _shown_higher(judged: Mapping[str, Sequence[Judgement]]) -> str:
     """Which candidates are shown to be higher in the tail or in mIoU: a sentence."""
     every = [(title, j) for title, found in judged.items() for j in found]
     low, high = (signed(end(j.tail.mean for _, j in every)) for end in (min, max))
